@@ -1,0 +1,88 @@
+"""What can go wrong, as types; each carries what a person can do about it.
+
+``exit_code`` follows the command line's rule: 1 the guest or a check failed, 2 used wrongly.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AddressSpaceError",
+    "AssemblyError",
+    "DynftraceError",
+    "FtraceBusyError",
+    "FtraceStateError",
+    "GuestCrash",
+    "ImageError",
+    "OptionError",
+    "PatchMismatch",
+    "StopMachineTimeout",
+    "TextBusyError",
+]
+
+
+class DynftraceError(Exception):
+    """Base of every error this package raises on purpose."""
+
+    exit_code = 1
+    hint = ""
+
+
+class OptionError(DynftraceError):
+    """An option or argument has a value that is not allowed."""
+
+    exit_code = 2
+
+
+class ImageError(DynftraceError):
+    """An image cannot be found, read or loaded."""
+
+    exit_code = 2
+
+
+class AssemblyError(ImageError):
+    """Assembly text was refused; the message starts with ``file:line:``."""
+
+
+class AddressSpaceError(DynftraceError):
+    """The host gives no more address space for another vCPU (each reserves 1 GiB)."""
+
+    exit_code = 2
+
+
+class FtraceStateError(DynftraceError):
+    """A change that the present state does not allow; nothing was changed."""
+
+
+class FtraceBusyError(FtraceStateError):
+    """Tracing was to change from inside a pass, by the thread that runs the pass."""
+
+
+class PatchMismatch(DynftraceError):
+    """A call site does not hold the bytes the patcher expected; nothing was written there."""
+
+    hint = "Something else writes to this text, or the record outlived the code it names."
+
+    def __init__(self, ip: int, where: str, expected: bytes, found: bytes) -> None:
+        super().__init__(
+            f"site {where}: expected {expected.hex(' ')}, found {found.hex(' ')}",
+        )
+        self.ip, self.expected, self.found = ip, expected, found
+
+
+class StopMachineTimeout(DynftraceError):
+    """stop_machine gave up: a vCPU did not park within the limit. The text is untouched."""
+
+    hint = (
+        "A vCPU parks with interrupts on and preempt count 0; in the threaded engine only at a "
+        "safepoint. Look for a loop with interrupts off, or without cond_resched."
+    )
+
+
+class TextBusyError(DynftraceError):
+    """stop_machine gave up: some saved ip stays inside bytes that were to change."""
+
+    hint = "An instruction inside the site is the return point of a task or an interrupt frame."
+
+
+class GuestCrash(DynftraceError):
+    """The guest cannot go on; the message is the full report."""

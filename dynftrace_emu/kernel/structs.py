@@ -1,0 +1,209 @@
+"""The structures that guest and host share, declared once.
+
+Python reads and writes them through NumPy dtypes; assembly gets their offsets from
+:func:`asm_offsets`, the prelude of every unit, as Linux's ``asm-offsets.c`` gives them to its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from dynftrace_emu.machine.hypercalls import Port, Request
+
+__all__ = [
+    "BOOT_PARAMS",
+    "DYN_FTRACE",
+    "ENTRIES_PER_PAGE",
+    "FTRACE_HASHBITS",
+    "FTRACE_HASHSIZE",
+    "FTRACE_PAGE",
+    "PAGE_SIZE",
+    "PCPU",
+    "TASK",
+    "GuestStruct",
+    "Skip",
+    "asm_offsets",
+]
+
+PAGE_SIZE = 4096
+
+
+@dataclass(frozen=True)
+class GuestStruct:
+    """A structure in guest memory: ``fields`` are (name, NumPy type, meaning), in order, unpadded."""
+
+    name: str
+    fields: tuple[tuple[str, str, str], ...]
+
+    @cached_property
+    def dtype(self) -> np.dtype[Any]:
+        """The structure as a packed NumPy dtype."""
+        return np.dtype([(name, kind) for name, kind, _ in self.fields])
+
+    @property
+    def size(self) -> int:
+        """Its size in bytes."""
+        return self.dtype.itemsize
+
+    def offset(self, field: str) -> int:
+        """Where ``field`` begins, in bytes."""
+        offsets = self.dtype.fields
+        assert offsets is not None
+        return int(offsets[field][1])
+
+    def constants(self) -> dict[str, int]:
+        """``NAME_FIELD`` for each field and ``NAME_SIZE``: what assembly calls them."""
+        prefix = self.name.upper()
+        offsets = {f"{prefix}_{name.upper()}": self.offset(name) for name, *_ in self.fields}
+        return {**offsets, f"{prefix}_SIZE": self.size}
+
+
+DYN_FTRACE = GuestStruct(
+    "dyn_ftrace",
+    (
+        ("next", "<u8", "hlist_node.next"),
+        ("pprev", "<u8", "hlist_node.pprev: where the pointer to this node lies"),
+        ("ip", "<u8", "return address of the call to mcount: site + 5"),
+        ("failed", "<u4", "the arch's: the bytes were not what they should be; never tried again"),
+    ),
+)
+"""``struct dyn_ftrace``: one recorded call site, 28 bytes (S2, S3)."""
+
+FTRACE_PAGE = GuestStruct(
+    "ftrace_page",
+    (
+        ("next", "<u8", "the next page, or 0"),
+        ("index", "<u4", "records in use"),
+    ),
+)
+"""``struct ftrace_page``: the header of a page of records."""
+
+ENTRIES_PER_PAGE = (PAGE_SIZE - FTRACE_PAGE.size) // DYN_FTRACE.size
+FTRACE_HASHBITS = 10
+FTRACE_HASHSIZE = 1 << FTRACE_HASHBITS
+
+PCPU = GuestStruct(
+    "pcpu",
+    (
+        ("self", "<u8", "this area's own address"),
+        ("cpu", "<u8", "smp_processor_id()"),
+        ("requests", "<u8", "pending requests (Request); the host writes, safepoints poll"),
+        ("clock_ns", "<u8", "time since boot; the host writes"),
+        ("current", "<u8", "the running task"),
+        ("preempt_count", "<u8", "above 0: neither preemption nor (preemptible) parking"),
+        ("need_resched", "<u8", "set by the tick, cleared by schedule()"),
+        ("jiffies", "<u8", "the guest's own time, in ticks"),
+        ("timer_interrupts", "<u8", "ticks this CPU handled"),
+        ("nmi_count", "<u8", "NMIs this CPU handled"),
+        ("mcount_calls", "<u8", "entries to mcount"),
+        ("traced_calls", "<u8", "calls the tracer got"),
+        ("ftrace_nested", "<u8", "depth inside the recorder"),
+        ("skipped_no_slot", "<u8", "calls not recorded: no record slot"),
+        ("skipped_nested", "<u8", "... the recorder was interrupted on this CPU"),
+        ("skipped_suspended", "<u8", "... a pass is going on"),
+        ("skipped_patched", "<u8", "... the site reads as patched already"),
+        ("iterations", "<u8", "workload iterations done"),
+        ("checksum", "<u8", "the workload's result after so many iterations"),
+        ("memory_steps", "<u8", "workload steps, counted by inc in memory"),
+        ("register_steps", "<u8", "the same, counted in a register and stored"),
+        ("tasks", "<u8", "first of this CPU's tasks, linked by task.sibling"),
+        ("zone_start", "<u8", "this CPU's free memory: first byte; the loader writes"),
+        ("zone_end", "<u8", "... and the byte behind it"),
+        ("online", "<u8", "1 while this CPU takes part"),
+    ),
+)
+"""The part of a per-CPU area that the host reads or writes; GS points to it (S1, S4)."""
+
+TASK = GuestStruct(
+    "task",
+    (
+        ("thread_sp", "<u8", "saved rsp while switched out"),
+        ("stack", "<u8", "lowest address of its stack"),
+        ("state", "<u8", "0 running or runnable, 1 sleeping, 2 dead"),
+        ("pid", "<u8", "process id"),
+        ("on_cpu", "<u8", "1 while it is the running task"),
+        ("sibling", "<u8", "the next task of this CPU, or 0"),
+        ("run_next", "<u8", "the next task in the runqueue, or 0"),
+        ("timeout", "<u8", "jiffies at which schedule_timeout wakes it"),
+        ("function", "<u8", "what the thread runs"),
+        ("data", "<u8", "its argument"),
+        ("quota", "<u8", "steps of work left in this iteration"),
+        ("checksum", "<u8", "the fold of its own results"),
+        ("rng", "<u8", "state of its own pseudo-random numbers"),
+        ("files", "<u8", "its file descriptor table"),
+        ("waiting_on", "<u8", "the wait queue it sleeps on, or 0"),
+        ("comm", "S16", "name"),
+    ),
+)
+"""``struct task_struct``, what there is of it."""
+
+BOOT_PARAMS = GuestStruct(
+    "boot_params",
+    (
+        ("nr_cpus", "<u8", "vCPUs to bring up"),
+        ("hz", "<u8", "timer interrupts a second"),
+        ("workload", "<u8", "index into workload_table"),
+        ("iteration_limit", "<u8", "iterations until a CPU goes offline; 0: none"),
+    ),
+)
+"""What the loader tells the kernel, at the symbol ``boot_params``."""
+
+
+FTRACE_RECORD_PORT = 0xF5
+"""``in eax, dx`` with RDI = ip: the recorder's hook. EAX is a :class:`Skip`."""
+
+
+class Skip(IntEnum):
+    """Why the recorder's hook did not record: what it returns to guest code."""
+
+    NONE = 0  # recorded now, or by another vCPU meanwhile
+    NO_SLOT = 1
+    PATCHED = 2
+
+
+TASK_RUNNING, TASK_SLEEPING, TASK_DEAD = 0, 1, 2
+
+# hash_long() of 2008: multiply by a prime near the golden ratio, keep the top bits (linux/hash.h).
+GOLDEN_RATIO_PRIME_64 = 0x9E37_FFFF_FFFC_0001
+
+# Task stacks: slot n of a CPU is STACK_SLOT bytes, its upper THREAD_SIZE bytes are mapped; what
+# lies below is the guard. Slot 0 is the boot (later idle) task's.
+STACK_AREA = 0xFFFF_C900_0000_0000
+STACK_SLOT = 0x4000
+THREAD_SIZE = 0x2000
+STACKS_PER_CPU = 16
+NMI_STACK_SLOT = 15
+TIMER_VECTOR = 0xEF  # LOCAL_TIMER_VECTOR
+NMI_VECTOR = 2
+
+
+def asm_offsets() -> dict[str, int]:
+    """Every constant that assembly shares with Python, by its assembly name."""
+    constants: dict[str, int] = {
+        "PAGE_SIZE": PAGE_SIZE,
+        "ENTRIES_PER_PAGE": ENTRIES_PER_PAGE,
+        "FTRACE_HASHBITS": FTRACE_HASHBITS,
+        "FTRACE_HASHSIZE": FTRACE_HASHSIZE,
+        "GOLDEN_RATIO_PRIME_64": GOLDEN_RATIO_PRIME_64,
+        "TASK_RUNNING": TASK_RUNNING,
+        "TASK_SLEEPING": TASK_SLEEPING,
+        "TASK_DEAD": TASK_DEAD,
+        "STACK_AREA": STACK_AREA,
+        "STACK_SLOT": STACK_SLOT,
+        "THREAD_SIZE": THREAD_SIZE,
+        "STACKS_PER_CPU": STACKS_PER_CPU,
+        "NMI_STACK_SLOT": NMI_STACK_SLOT,
+        "PORT_FTRACE_RECORD": FTRACE_RECORD_PORT,
+        "TIMER_VECTOR": TIMER_VECTOR,
+        "NMI_VECTOR": NMI_VECTOR,
+    }
+    for struct in (DYN_FTRACE, FTRACE_PAGE, PCPU, TASK, BOOT_PARAMS):
+        constants |= struct.constants()
+    for prefix, group in (("PORT", Port), ("SKIP", Skip), ("REQUEST", Request)):
+        constants |= {f"{prefix}_{member.name}": int(member) for member in group}
+    return constants

@@ -1,0 +1,30 @@
+"""The machine's conventions with whatever runs in it: ports, and the word of pending requests.
+
+Two ports are those people know from Bochs and QEMU (``-debugcon``, ``isa-debug-exit``); the others
+are this machine's own. A guest that traps writes ``out PORT, al`` with ``hlt`` behind it: only the
+``hlt`` ends the engine's run at a definite place.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum, IntFlag
+
+__all__ = ["Port", "Request"]
+
+
+class Port(IntEnum):
+    """I/O ports that the machine itself answers."""
+
+    DEBUG_CONSOLE = 0xE9  # out: one character
+    EXIT = 0xF4  # out: the machine ends with this code
+    SAFEPOINT = 0xF1  # out, hlt: the request word is not 0
+    CPU_START = 0xF2  # out: start the vCPU numbered in EAX
+    CPU_OFFLINE = 0xF3  # out, hlt: this vCPU has finished
+
+
+class Request(IntFlag):
+    """Bits of a vCPU's request word. The host sets and clears them, the guest only polls."""
+
+    STOP = 1
+    TIMER = 2
+    NMI = 4
