@@ -11,7 +11,8 @@ __all__ = [
     "DynftraceError",
     "FtraceBusyError",
     "FtraceStateError",
-    "GuestCrash",
+    "GuestExit",
+    "GuestFault",
     "ImageError",
     "OptionError",
     "PatchMismatch",
@@ -70,12 +71,19 @@ class PatchMismatch(DynftraceError):
 
 
 class StopMachineTimeout(DynftraceError):
-    """stop_machine gave up: a vCPU did not park within the limit. The text is untouched."""
+    """stop_machine gave up: a vCPU did not park within the limit. The text is untouched.
+
+    :param vcpu: its number; ``rip`` is where it was found.
+    """
 
     hint = (
         "A vCPU parks with interrupts on and preempt count 0; in the threaded engine only at a "
         "safepoint. Look for a loop with interrupts off, or without cond_resched."
     )
+
+    def __init__(self, vcpu: int, rip: int, why: str) -> None:
+        super().__init__(f"stop_machine: vCPU {vcpu} did not park at {rip:#x}: {why}")
+        self.vcpu, self.rip, self.why = vcpu, rip, why
 
 
 class TextBusyError(DynftraceError):
@@ -84,5 +92,33 @@ class TextBusyError(DynftraceError):
     hint = "An instruction inside the site is the return point of a task or an interrupt frame."
 
 
-class GuestCrash(DynftraceError):
-    """The guest cannot go on; the message is the full report."""
+class GuestFault(DynftraceError):
+    """The guest cannot go on. A report for people is made from this (:mod:`.kernel.crash`).
+
+    :param vcpu: its number.
+    :param what: what happened, in words.
+    :param rip: where, in front of (fault) or behind (trap) the instruction.
+    :param vector: the exception's number, if it was one, with its ``error_code`` and CR2.
+    """
+
+    def __init__(
+        self,
+        vcpu: int,
+        what: str,
+        rip: int,
+        *,
+        vector: int | None = None,
+        error_code: int | None = None,
+        cr2: int | None = None,
+    ) -> None:
+        super().__init__(f"vCPU {vcpu}: {what} at {rip:#x}")
+        self.vcpu, self.what, self.rip = vcpu, what, rip
+        self.vector, self.error_code, self.cr2 = vector, error_code, cr2
+
+
+class GuestExit(DynftraceError):
+    """The guest ended the machine through the exit port with a code other than 0."""
+
+    def __init__(self, vcpu: int, code: int) -> None:
+        super().__init__(f"the guest ended the machine with code {code} (vCPU {vcpu}, port 0xf4)")
+        self.vcpu, self.code = vcpu, code

@@ -14,14 +14,15 @@ from dataclasses import dataclass
 import keystone
 
 from dynftrace_emu.errors import AssemblyError
-from dynftrace_emu.kernel.preprocessor import Line, Preprocessed, Preprocessor, Read
+from dynftrace_emu.kernel.preprocessor import LOCAL_PREFIX, Line, Preprocessed, Preprocessor, Read
 
 __all__ = ["TEXT_SECTIONS", "Assembled", "AssembledSection", "AssembledSymbol", "assemble", "assemble_bytes"]
 
 TEXT_SECTIONS = (".text", ".init.text")
 PAGE_SHIFT = 12
 INT3 = 0xCC
-_WORD = re.compile(r"[A-Za-z_.$][\w.$]*")
+_KEYWORDS = {"ptr", "byte", "word", "dword", "qword", "short"}
+_WORD = re.compile(r"(?<![\w.$])[A-Za-z_.$][\w.$]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,19 +70,29 @@ def assemble(
 
     :raises AssemblyError: ``file:line: what``.
     """
-    preprocessor = Preprocessor(read, defines, percpu_base)
+    preprocessor = Preprocessor(read, defines, constants, percpu_base)
     for file, text in sources:
         preprocessor.add(text, file)
     unit = preprocessor.out
-    prelude = [
-        Line(f".set {name}, {value:#x}", "<asm-offsets>", 0)
-        for name, value in {**constants, **unit.percpu}.items()
-    ]
     order = sorted(unit.sections, key=_section_rank)
     names = [*unit.labels, *map(_end, sorted(unit.sized)), *map(_start, range(len(order)))]
     table = [_made(f".quad {name}") for name in names]
-    code = _keystone([*prelude, *_lay_out(unit, order), *table], address)
+    numbers = {**constants, **unit.constants, **unit.percpu}
+    body = [_substitute(line, numbers) for line in _lay_out(unit, order)]
+    code = _keystone([*body, *table], address)
     return _parse(unit, order, names, code, address)
+
+
+def _substitute(line: Line, numbers: Mapping[str, int]) -> Line:
+    """Put numbers in for their names, as cpp does: Keystone wants them known where they stand."""
+
+    def number(match: re.Match[str]) -> str:
+        word = match.group()
+        return f"{numbers[word]:#x}" if word in numbers else word
+
+    if '"' in line.text or line.text.endswith(":"):
+        return line
+    return Line(_WORD.sub(number, line.text), line.file, line.number)
 
 
 def _made(text: str) -> Line:
@@ -134,7 +145,7 @@ def _parse(
             line.number,
         )
         for name, (section, line) in unit.labels.items()
-        if not name.startswith(".L")
+        if not name.startswith(LOCAL_PREFIX)
     }
     return Assembled(sections, symbols, unit.percpu, unit.percpu_size)
 
@@ -159,29 +170,28 @@ def _keystone(lines: list[Line], address: int) -> bytes:
 
 def _diagnose(lines: list[Line], message: str) -> AssemblyError:
     """Keystone does not say where: find the statement that fails by itself, or an unknown name."""
-    constants = [line for line in lines if line.text.startswith(".set ")]
-    prelude = "\n".join(line.text for line in constants)
-    known = {line.text.split()[1].rstrip(",") for line in constants}
-    known |= {line.text[:-1] for line in lines if line.text.endswith(":")}
+    known = {line.text[:-1] for line in lines if line.text.endswith(":")} | _KEYWORDS
+    known |= {line.text.split()[1].rstrip(",") for line in lines if line.text.startswith(".set ")}
     engine = keystone.Ks(keystone.KS_ARCH_X86, keystone.KS_MODE_64)
     for line in lines:
-        if line in constants or line.text.endswith(":"):
+        if line.text.endswith(":"):
             continue
         try:
-            engine.asm(f"{prelude}\n{line.text}", 0)
+            engine.asm(line.text, 0)
         except keystone.KsError as error:
             if error.errno != keystone.KS_ERR_ASM_SYMBOL_MISSING:
                 return line.error(f"{error}: {line.text!r}")
             unknown = [w for w in _WORD.findall(line.text)[1:] if w not in known]
-            missing = [w for w in unknown if not _assembles(engine, f"{prelude}\nmov eax, {w}")]
+            missing = [w for w in unknown if _is_missing(engine, w)]
             if missing:
                 return line.error(f"undefined symbol {missing[0]}: {line.text!r}")
     return AssemblyError(f"{lines[-1].file if lines else '<text>'}: {message}")
 
 
-def _assembles(engine: keystone.Ks, text: str) -> bool:
+def _is_missing(engine: keystone.Ks, word: str) -> bool:
+    """Whether Keystone takes ``word`` for a symbol, and not for a register or keyword."""
     try:
-        engine.asm(text, 0)
-    except keystone.KsError:
-        return False
-    return True
+        engine.asm(f"jmp {word}", 0)
+    except keystone.KsError as error:
+        return bool(error.errno == keystone.KS_ERR_ASM_SYMBOL_MISSING)
+    return False

@@ -9,6 +9,7 @@ a macro declares are functions too.
 
 from __future__ import annotations
 
+import ast
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,11 +17,13 @@ from dataclasses import dataclass, field
 
 from dynftrace_emu.errors import AssemblyError
 
-__all__ = ["Line", "Preprocessed", "Preprocessor"]
+__all__ = ["LOCAL_PREFIX", "Line", "Preprocessed", "Preprocessor"]
 
 _LABEL = re.compile(r"\s*([A-Za-z_.$][\w.$]*|\d+):")
 _NUMERIC_REFERENCE = re.compile(r"\b(\d+)([bf])\b")
 _QUOTED_OR_COMMENT = re.compile(r"\"(?:\\.|[^\"\\])*\"|'(?:\\.|[^'\\])'|#[^\n]*|//[^\n]*|/\*.*?\*/", re.DOTALL)
+_LOCAL_LABEL = re.compile(r"(?<![\w.])\.L(?=\w)")
+LOCAL_PREFIX = "__local_"
 _MAX_DEPTH = 32
 
 Read = Callable[[str], str]
@@ -56,6 +59,7 @@ class Preprocessed:
     sized: set[str] = field(default_factory=set)  # labels whose end is __end_NAME
     percpu: dict[str, int] = field(default_factory=dict)  # name -> offset from GS
     percpu_size: int = 0
+    constants: dict[str, int] = field(default_factory=dict)  # numbers by .set
 
 
 def _strip_comments(text: str) -> str:
@@ -92,11 +96,33 @@ def _split(text: str, separator: str) -> list[str]:
     return [part.strip() for part in parts]
 
 
+def _hide_local_labels(statement: str) -> str:
+    """``.Lname`` as Keystone can take it: in a memory operand it thinks the dot selects a field."""
+    parts = re.split(r"(\"(?:\\.|[^\"\\])*\")", statement)
+    parts[::2] = [_LOCAL_LABEL.sub(LOCAL_PREFIX, part) for part in parts[::2]]
+    return "".join(parts)
+
+
 def _lines(text: str, file: str) -> Iterator[Line]:
     for number, raw in enumerate(_strip_comments(text).splitlines(), 1):
         for statement in _split(raw, ";"):
             if statement:
-                yield Line(statement, file, number)
+                yield Line(_hide_local_labels(statement), file, number)
+
+
+def _evaluate(node: ast.expr, names: Mapping[str, int]) -> int:
+    match node:
+        case ast.Constant(value=int(value)):
+            return value
+        case ast.Name(id=name):
+            return names[name]
+        case ast.BinOp(left, ast.Add(), right):
+            return _evaluate(left, names) + _evaluate(right, names)
+        case ast.BinOp(left, ast.Sub(), right):
+            return _evaluate(left, names) - _evaluate(right, names)
+        case ast.BinOp(left, ast.Mult(), right):
+            return _evaluate(left, names) * _evaluate(right, names)
+    raise ValueError
 
 
 def _directive(line: Line) -> tuple[str, str]:
@@ -111,11 +137,19 @@ class Preprocessor:
 
     :param read: how ``.include`` finds a file.
     :param defines: names that ``.ifdef`` finds defined.
+    :param constants: names that sizes may use.
     :param percpu_base: where ``.percpu`` variables begin, behind the part the host shares.
     """
 
-    def __init__(self, read: Read, defines: Iterable[str] = (), percpu_base: int = 0) -> None:
+    def __init__(
+        self,
+        read: Read,
+        defines: Iterable[str] = (),
+        constants: Mapping[str, int] | None = None,
+        percpu_base: int = 0,
+    ) -> None:
         self._read = read
+        self._constants = dict(constants or {})
         self._defines = set(defines)
         self._macros: dict[str, _Macro] = {}
         self._unique = itertools.count()
@@ -167,7 +201,7 @@ class Preprocessor:
             pairs = [p.partition("=") for p in _split(parameters.replace(" ", ","), ",") if p]
             self._macros[name] = _Macro([(p[0].strip(), p[2].strip()) for p in pairs], body)
         elif word == ".rept":
-            for _ in range(int(rest, 0)):
+            for _ in range(self._number(line, rest)):
                 self._run(body, depth + 1)
         elif word == ".irp":
             variable, *values = _split(rest, ",")
@@ -217,6 +251,9 @@ class Preprocessor:
                 self.out.functions.add(name)
         elif word == ".percpu":
             self._percpu(line, rest)
+        elif word == ".set":
+            name, value = _split(rest, ",")
+            self._set(line, name, value)
         elif word == ".size":
             name = _split(rest, ",")[0]
             self.out.sized.add(name)
@@ -252,15 +289,31 @@ class Preprocessor:
         self._section = outer
 
     def _percpu(self, line: Line, rest: str) -> None:
-        try:
-            name, size = _split(rest, ",")
-            count = (int(size, 0) + 7) & ~7
-        except ValueError:
-            raise line.error(".percpu NAME, SIZE expected") from None
+        name, *sizes = _split(rest, ",")
+        if len(sizes) != 1:
+            raise line.error(".percpu NAME, SIZE expected")
+        count = (self._number(line, sizes[0]) + 7) & ~7
         if name in self.out.percpu:
             raise line.error(f"per-CPU variable {name} is declared twice")
         self.out.percpu[name] = self.out.percpu_size
         self.out.percpu_size += count
+
+    def _set(self, line: Line, name: str, value: str) -> None:
+        try:
+            number = self._number(line, value)
+        except AssemblyError:
+            self._emit(line)  # an expression of labels is Keystone's
+            return
+        if self.out.constants.setdefault(name, number) != number:
+            raise line.error(f"{name} is {self.out.constants[name]:#x} already")
+        self._constants[name] = number
+
+    def _number(self, line: Line, text: str) -> int:
+        """The value of a product or sum of numbers and known names."""
+        try:
+            return _evaluate(ast.parse(text, mode="eval").body, self._constants)
+        except (SyntaxError, KeyError, ValueError):
+            raise line.error(f"not a number: {text!r}") from None
 
     def _labels_and_rest(self, line: Line, depth: int) -> None:
         text = line.text
@@ -281,7 +334,7 @@ class Preprocessor:
     def _label(self, line: Line, name: str) -> None:
         if name.isdigit():
             self._numeric[name] = self._numeric.get(name, 0) + 1
-            name = f"__local_{name}_{self._numeric[name]}"
+            name = f"{LOCAL_PREFIX}{name}_{self._numeric[name]}"
         elif name in self.out.labels:
             other = self.out.labels[name][1]
             raise line.error(f"{name} is defined already, at {other.file}:{other.number}")
@@ -292,7 +345,7 @@ class Preprocessor:
     def _resolve_numeric(self, match: re.Match[str]) -> str:
         digits, direction = match.groups()
         count = self._numeric.get(digits, 0) + (direction == "f")
-        return f"__local_{digits}_{count}"
+        return f"{LOCAL_PREFIX}{digits}_{count}"
 
     def _emit(self, line: Line) -> None:
         # Keystone takes an unclosed bracket, or an operand that is not there, without a word.

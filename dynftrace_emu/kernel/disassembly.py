@@ -1,0 +1,74 @@
+"""Linear disassembly with Capstone: call sites, and the instructions the machine must know of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import capstone
+
+__all__ = ["CALL_SIZE", "TextScan", "disassemble", "scan_text"]
+
+CALL_SIZE = 5
+_CALL = 0xE8
+_NOTABLE = ("iretq", "hlt", "out", "call")
+
+_disassembler = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
+
+
+@dataclass(slots=True)
+class TextScan:
+    """What a linear sweep found: addresses, in ascending order."""
+
+    calls: list[tuple[int, int]] = field(default_factory=list)  # (address, target) of e8 rel32
+    halts: list[int] = field(default_factory=list)
+    irets: list[int] = field(default_factory=list)
+    locked: list[int] = field(default_factory=list)
+    safepoints: list[int] = field(default_factory=list)
+
+
+def scan_text(
+    address: int, data: bytes, starts: Iterable[int], safepoint_port: int
+) -> TextScan:
+    """Sweep one text section, beginning anew at each of ``starts`` (function starts)."""
+    scan = TextScan()
+    bounds = sorted({address, *starts}) + [address + len(data)]
+    for begin, end in zip(bounds, bounds[1:], strict=False):
+        _scan_range(scan, begin, data[begin - address : end - address], safepoint_port)
+    return scan
+
+
+def _scan_range(scan: TextScan, begin: int, code: bytes, safepoint_port: int) -> None:
+    offset = 0
+    while offset < len(code):
+        for at, size, mnemonic, operands in _disassembler.disasm_lite(
+            code[offset:], begin + offset
+        ):
+            offset = at - begin + size
+            if mnemonic == "call" and code[at - begin] == _CALL:
+                scan.calls.append((at, int(operands, 16)))
+            elif mnemonic == "hlt":
+                scan.halts.append(at)
+            elif mnemonic.startswith("iret"):
+                scan.irets.append(at)
+            elif mnemonic.startswith("lock"):
+                scan.locked.append(at)
+            elif mnemonic == "out" and operands.split(",")[0] == hex(safepoint_port):
+                scan.safepoints.append(at)
+        offset += 1  # a byte that is no instruction
+
+
+def disassemble(code: bytes, address: int, count: int = 0) -> list[tuple[int, bytes, str]]:
+    """(address, bytes, text) of each instruction; ``.byte`` for what is none."""
+    lines: list[tuple[int, bytes, str]] = []
+    offset = 0
+    while offset < len(code) and not (count and len(lines) >= count):
+        found = next(_disassembler.disasm_lite(code[offset:], address + offset, 1), None)
+        if found is None:
+            lines.append((address + offset, code[offset : offset + 1], f".byte {code[offset]:#04x}"))
+            offset += 1
+            continue
+        at, size, mnemonic, operands = found
+        lines.append((at, code[offset : offset + size], f"{mnemonic} {operands}".strip()))
+        offset += size
+    return lines

@@ -1,0 +1,137 @@
+"""A running kernel, seen from the host: its per-CPU areas, tasks and stacks.
+
+Reading is safe at any time (a value may be a moment old); what follows pointers (tasks, stacks) is
+for when the machine is stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dynftrace_emu.kernel.structs import PCPU, STACKS_PER_CPU, TASK
+from dynftrace_emu.machine.vcpu import Reg, VCpu
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from dynftrace_emu.kernel.image import KernelImage
+    from dynftrace_emu.machine.machine import Machine
+    from dynftrace_emu.machine.memory import Region
+
+__all__ = ["GuestKernel", "Task"]
+
+_MAX_FRAMES = 32
+_FRAME_RSP = 24  # of an interrupt frame: rip, cs, rflags, rsp, ss
+_FRAME_SIZE = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A task of a CPU; ``thread_sp`` is valid unless it is ``on_cpu``."""
+
+    cpu: int
+    pid: int
+    comm: str
+    on_cpu: bool
+    thread_sp: int
+    steps: tuple[int, int]  # counted in memory, counted in a register
+
+    def __str__(self) -> str:
+        return f"task {self.comm}-{self.pid} of CPU {self.cpu}"
+
+
+class GuestKernel:
+    """What is known of the kernel that runs in a machine."""
+
+    def __init__(self, machine: Machine, image: KernelImage) -> None:
+        self.machine, self.image = machine, image
+        self._pcpu = [
+            machine.memory.view(vcpu[Reg.GS_BASE], PCPU.dtype) for vcpu in machine.vcpus
+        ]
+
+    # --- per-CPU ---
+
+    def percpu(self, field: str) -> list[int]:
+        """A field of ``struct pcpu``, of each CPU."""
+        return [int(area[field][0]) for area in self._pcpu]
+
+    def total(self, field: str) -> int:
+        """A field of ``struct pcpu``, summed over the CPUs."""
+        return sum(self.percpu(field))
+
+    # --- variables ---
+
+    def read(self, symbol: str) -> int:
+        """The 8-byte variable ``symbol``."""
+        return self.machine.memory.read_u64(self.image.address(symbol))
+
+    def write(self, symbol: str, value: int) -> None:
+        """Store to the 8-byte variable ``symbol``, in one move."""
+        self.machine.memory.write_u64(self.image.address(symbol), value)
+
+    # --- tasks and stacks ---
+
+    def tasks(self, cpu: int) -> Iterator[Task]:
+        """The tasks of a CPU, in the order they were made."""
+        address = self.percpu("tasks")[cpu]
+        for _ in range(STACKS_PER_CPU):
+            if not address:
+                return
+            raw = self.machine.memory.view(address, TASK.dtype)[0]
+            yield Task(
+                cpu,
+                int(raw["pid"]),
+                bytes(raw["comm"]).decode("ascii", "replace"),
+                bool(raw["on_cpu"]),
+                int(raw["thread_sp"]),
+                (int(raw["memory_steps"]), int(raw["register_steps"])),
+            )
+            address = int(raw["sibling"])
+
+    def saved_ips(self) -> Iterator[tuple[str, NDArray[np.uint64]]]:
+        """Every word on a live stack: return addresses, interrupt frames, saved contexts.
+
+        A word that only looks like an ip costs another try of the stop, never a wrong one.
+        """
+        for vcpu in self.machine.vcpus:
+            yield from self._running_stack(vcpu)
+            for task in self.tasks(vcpu.index):
+                if not task.on_cpu:
+                    yield str(task), self._words(task.thread_sp)
+
+    def _running_stack(self, vcpu: VCpu) -> Iterator[tuple[str, NDArray[np.uint64]]]:
+        name, rsp = f"the stack of vCPU {vcpu.index}", vcpu[Reg.RSP]
+        yield name, self._words(rsp)
+        region = self._stack(rsp)
+        if region is not None and region.name.startswith("nmi"):
+            interrupted = self.machine.memory.read_u64(region.end - _FRAME_SIZE + _FRAME_RSP)
+            yield f"{name}, below its NMI", self._words(interrupted)
+
+    def _stack(self, rsp: int) -> Region | None:
+        region = self.machine.memory.find(rsp)
+        return region if region is not None and "stack" in region.name else None
+
+    def _words(self, rsp: int) -> NDArray[np.uint64]:
+        region = self._stack(rsp)
+        if region is None:
+            return np.zeros(0, dtype=np.uint64)
+        start = (rsp + 7) & ~7
+        return self.machine.memory.view(start, "<u8", (region.end - start) // 8)
+
+    def backtrace(self, vcpu: VCpu) -> list[int]:
+        """RIP and the return addresses found along the frame pointers."""
+        frames, rbp = [vcpu.rip], vcpu[Reg.RBP]
+        while len(frames) < _MAX_FRAMES and self._stack(rbp) is not None:
+            raw = self.machine.memory.read(rbp, 16)
+            if raw is None:
+                break
+            saved, ip = (int.from_bytes(raw[at : at + 8], "little") for at in (0, 8))
+            frames.append(ip)
+            if saved <= rbp and self._stack(saved) is self._stack(rbp):
+                break  # frames only go up within a stack
+            rbp = saved
+        return frames

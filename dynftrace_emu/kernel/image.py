@@ -1,0 +1,218 @@
+"""A kernel, ready to be loaded: segments, symbols, entry points, call sites."""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dynftrace_emu.errors import ImageError
+from dynftrace_emu.kernel.assembler import TEXT_SECTIONS, Assembled, assemble
+from dynftrace_emu.kernel.disassembly import TextScan, scan_text
+from dynftrace_emu.kernel.structs import PCPU, asm_offsets
+from dynftrace_emu.machine.hypercalls import Port
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["FIRMWARE", "LINK_ADDRESS", "KernelImage", "Segment", "Symbol"]
+
+LINK_ADDRESS = 0xFFFF_FFFF_8100_0000
+FIRMWARE = Path(__file__).parents[2] / "firmware"
+_INSTALLED_FIRMWARE = Path(__file__).parents[1] / "firmware"
+_ENTRY, _SECONDARY_ENTRY = "startup_64", "secondary_startup_64"
+
+
+def firmware_path() -> Path:
+    """Where the mini-kernel's sources are: in the tree, or installed beside this package."""
+    return FIRMWARE if (FIRMWARE / "include").is_dir() else _INSTALLED_FIRMWARE
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Bytes to be loaded at a virtual address, and what may be done there."""
+
+    name: str
+    address: int
+    data: bytes
+    writable: bool
+    executable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Symbol:
+    """A name for an address; ``size`` in bytes, 0 if unknown; ``source`` is ``file:line``."""
+
+    name: str
+    address: int
+    size: int
+    is_function: bool
+    source: str
+
+
+@dataclass(frozen=True)
+class KernelImage:
+    """An image of a kernel.
+
+    A *function* is a text symbol declared as one. A *call site* is an ``e8 rel32`` to mcount that
+    linear disassembly finds; it is never taken from the records, so the two can be compared.
+    """
+
+    name: str
+    variant: str
+    segments: tuple[Segment, ...]
+    symbols: Mapping[str, Symbol]
+    entry: int
+    secondary_entry: int | None
+    percpu_size: int
+    percpu: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def from_assembly(
+        cls,
+        sources: str | Iterable[tuple[str, str]],
+        *,
+        name: str = "assembly",
+        variant: str = "dynamic",
+        defines: Iterable[str] = ("CONFIG_FTRACE", "CONFIG_DYNAMIC_FTRACE"),
+    ) -> KernelImage:
+        """Assemble a kernel from text, or from (file name, text) pairs.
+
+        ``.include`` finds ``firmware/include`` and the firmware's own sources, so
+        ``.include "arch/mcount.S"`` makes a text traceable.
+
+        :raises AssemblyError: ``file:line: what``.
+        :raises ImageError: it has no ``startup_64``.
+        """
+        pairs = [("<text>", sources)] if isinstance(sources, str) else list(sources)
+        unit = assemble(
+            pairs,
+            LINK_ADDRESS,
+            constants=asm_offsets(),
+            defines=defines,
+            read=_reader(firmware_path()),
+            percpu_base=PCPU.size,
+        )
+        return cls._from_unit(unit, name, variant)
+
+    @classmethod
+    def _from_unit(cls, unit: Assembled, name: str, variant: str) -> KernelImage:
+        segments = tuple(
+            Segment(s.name, s.address, s.data, s.name in (".data", ".bss"), s.name in TEXT_SECTIONS)
+            for s in unit.sections
+        )
+        symbols = {
+            s.name: Symbol(s.name, s.address, s.size, s.is_function, f"{s.file}:{s.line}")
+            for s in unit.symbols.values()
+        }
+        if _ENTRY not in symbols:
+            raise ImageError(f"{name}: no symbol {_ENTRY}, so nowhere to start")
+        secondary = symbols.get(_SECONDARY_ENTRY)
+        return cls(
+            name,
+            variant,
+            segments,
+            symbols,
+            symbols[_ENTRY].address,
+            secondary.address if secondary else None,
+            unit.percpu_size,
+            unit.percpu,
+        )
+
+    # --- symbols ---
+
+    def address(self, name: str) -> int:
+        """The address of a symbol.
+
+        :raises ImageError: there is no such symbol.
+        """
+        try:
+            return self.symbols[name].address
+        except KeyError:
+            raise ImageError(f"{self.name} has no symbol {name}") from None
+
+    @cached_property
+    def functions(self) -> list[Symbol]:
+        """All functions, by address."""
+        found = [s for s in self.symbols.values() if s.is_function]
+        return sorted(found, key=lambda s: s.address)
+
+    @cached_property
+    def _function_starts(self) -> list[int]:
+        return [function.address for function in self.functions]
+
+    def function_at(self, address: int) -> Symbol | None:
+        """The function whose bytes hold ``address``."""
+        index = bisect.bisect(self._function_starts, address) - 1
+        if index >= 0 and address < self.functions[index].address + self.functions[index].size:
+            return self.functions[index]
+        return None
+
+    def symbolize(self, address: int) -> str:
+        """``name+0x1b/0x40`` as Linux writes it, or the bare address."""
+        function = self.function_at(address)
+        if function is None:
+            return f"{address:#x}"
+        return f"{function.name}+{address - function.address:#x}/{function.size:#x}"
+
+    # --- text ---
+
+    @cached_property
+    def scan(self) -> TextScan:
+        """What linear disassembly of all text finds."""
+        whole = TextScan()
+        for segment in self.segments:
+            if not segment.executable:
+                continue
+            part = scan_text(
+                segment.address,
+                segment.data,
+                [a for a in self._function_starts if 0 <= a - segment.address < len(segment.data)],
+                Port.SAFEPOINT,
+            )
+            for name in TextScan.__slots__:
+                getattr(whole, name).extend(getattr(part, name))
+        return whole
+
+    @property
+    def mcount(self) -> int | None:
+        """Where mcount is, or None if the image has none."""
+        symbol = self.symbols.get("mcount")
+        return symbol.address if symbol else None
+
+    @cached_property
+    def call_sites(self) -> NDArray[np.uint64]:
+        """The address of each call to mcount, ascending."""
+        sites = [at for at, target in self.scan.calls if target == self.mcount]
+        return np.array(sorted(sites), dtype=np.uint64)
+
+    @cached_property
+    def notrace(self) -> list[Symbol]:
+        """Functions without a call site."""
+        traced = {f.address for site in self.call_sites.tolist() if (f := self.function_at(site))}
+        return [function for function in self.functions if function.address not in traced]
+
+    @cached_property
+    def sha256(self) -> str:
+        """A digest of everything that is loaded."""
+        digest = hashlib.sha256()
+        for segment in self.segments:
+            digest.update(f"{segment.name} {segment.address:#x} {len(segment.data)}\n".encode())
+            digest.update(segment.data)
+        return digest.hexdigest()
+
+
+def _reader(firmware: Path) -> Callable[[str], str]:
+    def read(name: str) -> str:
+        for folder in (firmware / "include", firmware):
+            if (folder / name).is_file():
+                return (folder / name).read_text()
+        return Path(name).read_text()
+
+    return read

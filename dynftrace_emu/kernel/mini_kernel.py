@@ -1,0 +1,87 @@
+"""The built-in images: the mini-kernel of ``firmware/``, in its variants."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from dynftrace_emu.errors import ImageError, OptionError
+from dynftrace_emu.kernel.image import KernelImage, firmware_path
+
+__all__ = ["BUILTIN_IMAGES", "VARIANTS", "load_image", "mini_kernel", "workloads"]
+
+# The order of the sources is the order of initcalls: the recorder's comes first.
+_FOLDERS = ("arch", "lib", "mm", "kernel", "fs", "drivers", "workloads", "init")
+
+VARIANTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "dynamic": ("CONFIG_FTRACE", "CONFIG_DYNAMIC_FTRACE"),
+        "static": ("CONFIG_FTRACE",),
+        "none": (),
+    }
+)
+"""What each variant is configured with."""
+
+BUILTIN_IMAGES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"mini-kernel": (), "mini-kernel-nmi-broken": ("CONFIG_NMI_BROKEN",)}
+)
+"""Built-in names, and what each defines beyond its variant."""
+
+_WORKLOAD_PREFIX = "workload_list_"
+
+
+def mini_kernel(variant: str = "dynamic", name: str = "mini-kernel") -> KernelImage:
+    """Assemble a built-in image.
+
+    :raises OptionError: an unknown variant.
+    :raises ImageError: an unknown name.
+    """
+    if variant not in VARIANTS:
+        raise OptionError(f"unknown variant {variant!r}: choose from {', '.join(VARIANTS)}")
+    if name not in BUILTIN_IMAGES:
+        raise ImageError(f"unknown image {name!r}: built in are {', '.join(BUILTIN_IMAGES)}")
+    root = firmware_path()
+    sources = [
+        (str(path.relative_to(root)), path.read_text())
+        for folder in _FOLDERS
+        for path in sorted((root / folder).glob("*.S"))
+    ]
+    defines = (*VARIANTS[variant], *BUILTIN_IMAGES[name])
+    return KernelImage.from_assembly(sources, name=name, variant=variant, defines=defines)
+
+
+def load_image(argument: str, variant: str = "dynamic") -> KernelImage:
+    """The image an argument names: a built-in name, else a path to assembly text.
+
+    :raises ImageError: there is no such image, or it cannot be read.
+    """
+    if argument in BUILTIN_IMAGES:
+        return mini_kernel(variant, argument)
+    path = Path(argument)
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        raise ImageError(
+            f"no image {argument!r}: built in are {', '.join(BUILTIN_IMAGES)}; else a path"
+        ) from None
+    except IsADirectoryError:
+        raise ImageError(f"{argument} is a directory, not an image") from None
+    except UnicodeDecodeError:
+        raise ImageError(f"{argument} is not assembly text") from None
+    except OSError as error:
+        raise ImageError(f"cannot read {argument}: {error.strerror}") from None
+    if variant not in VARIANTS:
+        raise OptionError(f"unknown variant {variant!r}: choose from {', '.join(VARIANTS)}")
+    return KernelImage.from_assembly(
+        [(argument, text)], name=argument, variant=variant, defines=VARIANTS[variant]
+    )
+
+
+def workloads(image: KernelImage) -> dict[str, int]:
+    """The workloads an image has: name to address of its list."""
+    return {
+        name.removeprefix(_WORKLOAD_PREFIX): symbol.address
+        for name, symbol in image.symbols.items()
+        if name.startswith(_WORKLOAD_PREFIX)
+    }

@@ -1,0 +1,345 @@
+"""The deterministic engine: one thread, a seeded schedule of slices, a virtual clock.
+
+Time is counted in instructions: ``virtual_hz`` of them are a second of every vCPU. The vCPU whose
+clock is furthest behind runs next, for a slice of random length that ends at the latest where
+something is due: a tick, an NMI, host code. So those come between any two instructions, and the
+same seed gives the same run. A slice that ends early is charged in full, since the engine does not
+tell how much of it ran.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from dynftrace_emu.errors import GuestExit, GuestFault, OptionError, StopMachineTimeout
+from dynftrace_emu.machine.engine import (
+    MAX_NMI_INSTRUCTIONS,
+    Engine,
+    Kthread,
+    NmiWindow,
+    Park,
+    RunEnd,
+    VCpuState,
+)
+from dynftrace_emu.machine.interrupts import in_interrupt_shadow
+from dynftrace_emu.machine.machine import STOP_LIMIT_S
+from dynftrace_emu.machine.vcpu import Exit, ExitReason, Reg, VCpu
+
+if TYPE_CHECKING:
+    from dynftrace_emu.machine.machine import Machine
+
+__all__ = ["DEFAULT_VIRTUAL_HZ", "DeterministicEngine"]
+
+DEFAULT_VIRTUAL_HZ = 2_000_000
+_SLICES = (3, 40, 600, 3000, 6000, 6000)
+"""Bounds that a slice's random length is drawn under: mostly long, now and then very short."""
+_PARK_SLICE = 48
+_WINDOW_SLICE = 16  # instructions between two looks whether IF is on
+_BETWEEN_TRIES = 2000
+
+
+@dataclass(slots=True)
+class _Slot:
+    """One vCPU's place in the schedule. ``clock`` and what is due are in instructions."""
+
+    vcpu: VCpu
+    state: VCpuState = VCpuState.WAITING
+    clock: int = 0
+    ticks: int = 0  # timer interrupts that became due
+    next_tick: int | None = None
+    next_nmi: int | None = None
+    timer_pending: bool = False
+
+    @property
+    def online(self) -> bool:
+        return self.state in (VCpuState.RUNNING, VCpuState.HALTED)
+
+    def due(self) -> int | None:
+        """When its next own event comes."""
+        times = [time for time in (self.next_tick, self.next_nmi) if time is not None]
+        return min(times) if times else None
+
+
+@dataclass(order=True, slots=True)
+class _Sleeper:
+    """Host code, to be resumed at ``time``; ties go in the order they were made."""
+
+    time: int
+    order: int
+    body: Kthread = field(compare=False)
+
+
+class DeterministicEngine(Engine):
+    """Runs all vCPUs in the caller's thread, in an order that ``seed`` determines."""
+
+    name = "deterministic"
+
+    def __init__(
+        self,
+        machine: Machine,
+        *,
+        seed: int = 0,
+        virtual_hz: int = DEFAULT_VIRTUAL_HZ,
+        park: Park = Park.PREEMPTIBLE,
+    ) -> None:
+        super().__init__(machine)
+        if virtual_hz < 1000:
+            raise OptionError(f"--virtual-hz {virtual_hz}: at least 1000 instructions a second")
+        self.park_rule = park
+        self.virtual_hz = virtual_hz
+        self._random = random.Random(seed)
+        self._slots = [_Slot(vcpu) for vcpu in machine.vcpus]
+        self._sleepers: list[_Sleeper] = []
+        self._order = itertools.count()
+        self._global_clock = 0
+        self._parked = False
+        self._interrupted = False
+        self._end: RunEnd | None = None
+
+    # --- time ---
+
+    def now(self) -> float:
+        return self._global_clock / self.virtual_hz
+
+    def kthread(self, name: str, body: Kthread) -> None:
+        self._sleep(body, self._global_clock)
+
+    def _sleep(self, body: Kthread, since: int) -> None:
+        """Run host code up to its next sleep."""
+        for delay in body:
+            due = since + max(1, round(delay * self.virtual_hz))
+            heapq.heappush(self._sleepers, _Sleeper(due, next(self._order), body))
+            return
+
+    def interrupt(self) -> None:
+        self._interrupted = True
+
+    # --- the schedule ---
+
+    def start_vcpu(self, index: int, starter: VCpu | None) -> None:
+        slot = self._slots[index]
+        if slot.state is not VCpuState.WAITING:
+            return
+        slot.state = VCpuState.RUNNING
+        slot.clock = self._slots[starter.index].clock if starter else self._global_clock
+        if self.machine.hz:
+            slot.ticks = slot.clock * self.machine.hz // self.virtual_hz
+            self._next_tick(slot)
+        if self.machine.nmi_rate:
+            self._next_nmi(slot)
+
+    def _next_tick(self, slot: _Slot) -> None:
+        slot.ticks += 1
+        slot.next_tick = slot.ticks * self.virtual_hz // self.machine.hz
+
+    def _next_nmi(self, slot: _Slot) -> None:
+        period = max(1, int(self.virtual_hz / self.machine.nmi_rate))
+        slot.next_nmi = slot.clock + period + self._below(period)
+
+    def _below(self, bound: int) -> int:
+        # random() is the one method whose sequence Python promises to keep.
+        return int(self._random.random() * bound)
+
+    def run(self, seconds: float | None) -> RunEnd:
+        end = None if seconds is None else self._global_clock + round(seconds * self.virtual_hz)
+        self._interrupted, self._end = False, None
+        reason = self._run_until(end)
+        if reason is not RunEnd.SHUTDOWN:
+            for slot in self._slots:
+                self._park(slot, Park.PREEMPTIBLE)
+        return reason
+
+    def _run_until(self, end: int | None) -> RunEnd:
+        while True:
+            horizon = self._horizon(end)
+            slot = self._next_slot(horizon)
+            if slot is not None:
+                self._slice(slot, self._slice_length(), horizon)
+            elif not any(slot.online for slot in self._slots):
+                return RunEnd.OFFLINE
+            elif horizon is None or self._all_asleep_for_ever():
+                return RunEnd.IDLE
+            else:
+                self._advance(horizon)
+                if end is not None and self._global_clock >= end:
+                    return RunEnd.TIME
+            if self._end is not None:
+                return self._end
+            if self._interrupted:
+                return RunEnd.INTERRUPTED
+
+    def _all_asleep_for_ever(self) -> bool:
+        return all(
+            slot.state is VCpuState.HALTED and slot.due() is None
+            for slot in self._slots
+            if slot.online
+        )
+
+    def _horizon(self, end: int | None) -> int | None:
+        times = [self._sleepers[0].time] if self._sleepers else []
+        return min([*times, *([] if end is None else [end])], default=None)
+
+    def _next_slot(self, horizon: int | None) -> _Slot | None:
+        """The vCPU that is furthest behind and has something to do before ``horizon``."""
+        best = None
+        for slot in self._slots:
+            if slot.state is VCpuState.HALTED:
+                self._sleep_until_due(slot, horizon)
+            if not slot.online or (horizon is not None and slot.clock >= horizon):
+                continue
+            if slot.state is VCpuState.RUNNING and (best is None or slot.clock < best.clock):
+                best = slot
+        return best
+
+    def _sleep_until_due(self, slot: _Slot, horizon: int | None) -> None:
+        """A halted vCPU's clock goes on to what wakes it, or to the horizon."""
+        due = slot.due()
+        if due is not None and (horizon is None or due < horizon):
+            slot.clock = max(slot.clock, due)
+            slot.state = VCpuState.RUNNING
+        elif horizon is not None:
+            slot.clock = max(slot.clock, horizon)
+
+    def _advance(self, time: int) -> None:
+        """Every vCPU has reached ``time``: run the host code that is due."""
+        self._global_clock = max(self._global_clock, time)
+        while self._sleepers and self._sleepers[0].time <= time:
+            sleeper = heapq.heappop(self._sleepers)
+            self._sleep(sleeper.body, sleeper.time)
+
+    def _slice_length(self) -> int:
+        return 1 + self._below(_SLICES[self._below(len(_SLICES))])
+
+    def _slice(self, slot: _Slot, length: int, horizon: int | None) -> None:
+        """Deliver what is due, then run ``length`` instructions at most."""
+        self._note_due(slot)
+        length = min(length, self._deliver(slot))
+        for bound in (slot.due(), horizon):
+            if bound is not None and bound > slot.clock:
+                length = min(length, bound - slot.clock)
+        self.set_clock(slot.vcpu, slot.clock / self.virtual_hz)
+        exit_ = slot.vcpu.run(length)
+        slot.clock += length
+        self._after(slot, exit_)
+
+    def _note_due(self, slot: _Slot) -> None:
+        if slot.next_tick is not None and slot.clock >= slot.next_tick:
+            slot.timer_pending = True
+            self._next_tick(slot)
+        if slot.next_nmi is not None and slot.clock >= slot.next_nmi:
+            slot.vcpu.nmi.signal()
+            self._next_nmi(slot)
+
+    def _deliver(self, slot: _Slot) -> int:
+        """Deliver an NMI or the tick if the CPU takes it now; returns how far to run at most."""
+        vcpu = slot.vcpu
+        if vcpu.nmi.take():
+            self.deliver_nmi(vcpu)
+        elif slot.timer_pending:
+            if not vcpu.interrupts_on:
+                return _WINDOW_SLICE
+            if in_interrupt_shadow(vcpu):
+                self._after(slot, vcpu.step())
+                slot.clock += 1
+                if not vcpu.interrupts_on:
+                    return _WINDOW_SLICE
+            slot.timer_pending = False
+            self.set_clock(vcpu, slot.clock / self.virtual_hz)
+            self.deliver_timer(vcpu)
+        return max(_SLICES)
+
+    def _after(self, slot: _Slot, exit_: Exit) -> None:
+        """Act on why a slice ended."""
+        match exit_.reason:
+            case ExitReason.EXCEPTION | ExitReason.BUS_ERROR:
+                self.deliver_exception(slot.vcpu, exit_)
+            case ExitReason.HALTED:
+                if not slot.vcpu.interrupts_on and slot.next_nmi is None:
+                    raise self.dead_cpu(slot.vcpu)
+                slot.state = VCpuState.HALTED
+            case ExitReason.IRET:
+                self._after(slot, slot.vcpu.step())
+            case ExitReason.OFFLINE:
+                slot.state = VCpuState.DONE
+            case ExitReason.SHUTDOWN:
+                if exit_.value:
+                    raise GuestExit(slot.vcpu.index, exit_.value)
+                self._end = RunEnd.SHUTDOWN
+            case _:
+                pass
+
+    # --- stopping ---
+
+    def park(self) -> None:
+        assert not self._parked
+        for slot in self._slots:
+            self._park(slot, self.park_rule)
+        self._parked = True
+        self._nmis_while_parked(NmiWindow.BEFORE)
+
+    def _park(self, slot: _Slot, rule: Park) -> None:
+        limit = slot.clock + round(STOP_LIMIT_S * self.virtual_hz)
+        bound = _PARK_SLICE
+        while slot.online and not (rule is Park.ANYWHERE or self.is_preemptible(slot.vcpu)):
+            if slot.clock >= limit:
+                why = f"{self.why_not_preemptible(slot.vcpu)} for {STOP_LIMIT_S:g} s"
+                raise StopMachineTimeout(slot.vcpu.index, slot.vcpu.rip, why)
+            if slot.state is VCpuState.HALTED:
+                self._sleep_until_due(slot, limit)
+            if slot.state is VCpuState.RUNNING:
+                self._slice(slot, 1 + self._below(bound), None)
+                bound += bound >> 6  # who does not park soon will hardly park
+
+    def release(self) -> None:
+        self._nmis_while_parked(NmiWindow.AFTER)
+        self._parked = False
+
+    def _nmis_while_parked(self, window: NmiWindow) -> None:
+        """A stop takes no virtual time; so of the NMIs to come, some are drawn into it."""
+        for slot in self._slots:
+            if slot.next_nmi is None or not slot.online or slot.vcpu.nmi.blocked:
+                continue
+            if self._below(4) == 0:
+                self._next_nmi(slot)
+                slot.vcpu.nmi.signal()
+                self._run_nmi(slot.vcpu)
+                slot.state = VCpuState.RUNNING  # it wakes from hlt
+
+    def _run_nmi(self, vcpu: VCpu) -> None:
+        """Run the NMI handler to its iretq; the vCPU then stands where it stood."""
+        if not vcpu.nmi.take():
+            return
+        rip, rsp = vcpu.rip, vcpu[Reg.RSP]
+        self.deliver_nmi(vcpu)
+        frame = vcpu[Reg.RSP]
+        for _ in range(MAX_NMI_INSTRUCTIONS // 1000):
+            exit_ = vcpu.run(1000, stop_at_iret=True)
+            if exit_.reason is ExitReason.IRET:
+                last = vcpu[Reg.RSP] == frame
+                vcpu.step()
+                if last:
+                    assert (vcpu.rip, vcpu[Reg.RSP]) == (rip, rsp)
+                    return
+            elif exit_.reason in (ExitReason.EXCEPTION, ExitReason.BUS_ERROR):
+                self.deliver_exception(vcpu, exit_)
+        raise GuestFault(vcpu.index, "an NMI handler does not return", vcpu.rip)
+
+    def step_out(self, vcpu: VCpu, is_inside: Callable[[int], bool]) -> bool:
+        slot = self._slots[vcpu.index]
+        for _ in range(16):
+            if not is_inside(vcpu.rip):
+                return self.park_rule is Park.ANYWHERE or self.is_preemptible(vcpu)
+            self._after(slot, vcpu.step())
+            slot.clock += 1
+        return False
+
+    def run_between_tries(self) -> None:
+        for slot in self._slots:
+            if slot.state is VCpuState.RUNNING:
+                self._slice(slot, 1 + self._below(_BETWEEN_TRIES), None)
+        self._global_clock += _BETWEEN_TRIES

@@ -1,0 +1,310 @@
+"""Guest memory: one ``mmap`` that every vCPU shares, and the page tables that lie in it.
+
+Who maps what, where and why stands in one table, :attr:`GuestMemory.regions`. Permissions are W^X:
+a region that is executable is never writable for the guest, so text changes only through
+:meth:`GuestMemory.write`, as through Linux's ``text_poke`` alias. Everything that is not text is
+no-execute, also because the engine's stores to executable pages are several times slower.
+"""
+
+from __future__ import annotations
+
+import bisect
+import ctypes
+import mmap
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dynftrace_emu.errors import ImageError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["PAGE_SHIFT", "PAGE_SIZE", "GuestMemory", "PageWalk", "Region"]
+
+PAGE_SHIFT = 12
+PAGE_SIZE = 1 << PAGE_SHIFT
+DIRECT_MAP = 0xFFFF_8880_0000_0000
+"""Where physical pages given out by :meth:`GuestMemory.alloc_pages` appear (PAGE_OFFSET)."""
+
+_PRESENT, _WRITABLE, _USER, _NO_EXECUTE = 1, 2, 4, 1 << 63
+_LARGE = 1 << 7
+_ADDRESS = 0x000F_FFFF_FFFF_F000
+_FIRST_FREE = 0x1000  # physical page 0 stays unused: no table ever points there
+_LEVELS = (39, 30, 21, 12)
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A contiguous mapping. ``size`` in bytes; ``purpose`` is for people."""
+
+    name: str
+    address: int
+    physical: int
+    size: int
+    writable: bool
+    executable: bool
+    purpose: str
+
+    @property
+    def end(self) -> int:
+        """The address behind the last byte."""
+        return self.address + self.size
+
+
+@dataclass(frozen=True, slots=True)
+class PageWalk:
+    """What the page tables say of one address; ``physical`` is None where nothing is mapped."""
+
+    physical: int | None
+    writable: bool = False
+    executable: bool = False
+    user: bool = False
+
+
+class GuestMemory:
+    """Physical memory and the page tables over it.
+
+    Single aligned 8-byte accesses (:meth:`read_u64`, :meth:`write_u64`) are one host move each, so
+    a vCPU on another thread sees the old or the new value.
+
+    :param size: bytes of RAM; the host commits pages as they are touched.
+    :raises ImageError: (from the methods that map) when the RAM is used up.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._ram = mmap.mmap(-1, size)
+        self._bytes = memoryview(self._ram)
+        self.ram: NDArray[np.uint8] = np.frombuffer(self._ram, dtype=np.uint8)
+        self.host_address = ctypes.addressof(ctypes.c_char.from_buffer(self._ram))
+        self.regions: list[Region] = []
+        self._starts: list[int] = []
+        self._free = _FIRST_FREE
+        self.root = self._take(PAGE_SIZE)  # what CR3 holds
+
+    # --- mapping ---
+
+    def map(
+        self,
+        name: str,
+        address: int,
+        size: int,
+        *,
+        writable: bool = False,
+        executable: bool = False,
+        purpose: str = "",
+    ) -> Region:
+        """Back ``size`` bytes (rounded up to pages) at ``address`` with new zeroed RAM.
+
+        :raises ImageError: the RAM is used up, or something is mapped there already.
+        """
+        assert not (writable and executable), "W^X"
+        size = -(-size // PAGE_SIZE) * PAGE_SIZE
+        below = bisect.bisect(self._starts, address + size - 1) - 1
+        if below >= 0 and (other := self.regions[below]).end > address:
+            raise ImageError(f"{name} at {address:#x} overlaps {other.name} at {other.address:#x}")
+        region = Region(name, address, self._take(size), size, writable, executable, purpose)
+        self._fill_tables(region)
+        index = bisect.bisect(self._starts, address)
+        self._starts.insert(index, address)
+        self.regions.insert(index, region)
+        return region
+
+    def alloc_pages(self, count: int, name: str, purpose: str = "") -> Region:
+        """Give out ``count`` zeroed contiguous pages, at their place in the direct map.
+
+        The guest needs no TLB flush for it: an entry that was not present is never cached.
+        """
+        return self.map(
+            name,
+            DIRECT_MAP + self._free,  # map() takes the pages before it takes tables for them
+            count * PAGE_SIZE,
+            writable=True,
+            purpose=purpose,
+        )
+
+    def _take(self, size: int) -> int:
+        physical = self._free
+        if physical + size > self.size:
+            raise ImageError(f"guest RAM is used up: {self.size >> 20} MiB")
+        self._free += size
+        return physical
+
+    def _fill_tables(self, region: Region) -> None:
+        flags = _PRESENT | (_WRITABLE if region.writable else 0)
+        flags |= 0 if region.executable else _NO_EXECUTE
+        address, physical = region.address, region.physical
+        while address < region.end:
+            table = self._table(address)
+            first = (address >> PAGE_SHIFT) & 511
+            count = min(512 - first, (region.end - address) >> PAGE_SHIFT)
+            entries = np.arange(count, dtype=np.uint64) * np.uint64(PAGE_SIZE)
+            entries += np.uint64(physical)
+            self._u64(table, 512)[first : first + count] = entries | np.uint64(flags)
+            address += count * PAGE_SIZE
+            physical += count * PAGE_SIZE
+
+    def _table(self, address: int) -> int:
+        """Physical address of the last-level table for ``address``, made if need be."""
+        table = self.root
+        for shift in _LEVELS[:-1]:
+            entry = table + 8 * ((address >> shift) & 511)
+            value = self._physical_u64(entry)
+            if not value & _PRESENT:
+                value = self._take(PAGE_SIZE) | _PRESENT | _WRITABLE
+                self._u64(entry, 1)[0] = value
+            table = value & _ADDRESS
+        return table
+
+    # --- looking up ---
+
+    def find(self, address: int) -> Region | None:
+        """The region that holds ``address``."""
+        index = bisect.bisect(self._starts, address) - 1
+        if index >= 0 and address < self.regions[index].end:
+            return self.regions[index]
+        return None
+
+    def region(self, name: str) -> Region:
+        """The region called ``name``.
+
+        :raises KeyError: there is none.
+        """
+        for region in self.regions:
+            if region.name == name:
+                return region
+        raise KeyError(name)
+
+    def walk(self, address: int, root: int | None = None) -> PageWalk:
+        """Walk the page tables as the MMU does (SDM vol. 3A, 4.5)."""
+        table = self.root if root is None else root & _ADDRESS
+        writable = executable = user = True
+        if not _is_canonical(address):
+            return PageWalk(None)
+        for shift in _LEVELS:
+            entry = table + 8 * ((address >> shift) & 511)
+            if entry + 8 > self.size:
+                return PageWalk(None)
+            value = self._physical_u64(entry)
+            if not value & _PRESENT:
+                return PageWalk(None)
+            writable &= bool(value & _WRITABLE)
+            user &= bool(value & _USER)
+            executable &= not value & _NO_EXECUTE
+            table = value & _ADDRESS
+            if shift == PAGE_SHIFT or (value & _LARGE and shift in (21, 30)):
+                mask = (1 << shift) - 1
+                return PageWalk((table & ~mask) | (address & mask), writable, executable, user)
+        raise AssertionError("unreachable")
+
+    # --- access by virtual address ---
+
+    def read(self, address: int, size: int, root: int | None = None) -> bytes | None:
+        """``size`` bytes, or None if some of them are not mapped to RAM."""
+        parts = []
+        while size > 0:
+            physical = self._physical(address, root)
+            if physical is None:
+                return None
+            count = min(size, PAGE_SIZE - (address & (PAGE_SIZE - 1)))
+            parts.append(bytes(self._bytes[physical : physical + count]))
+            address += count
+            size -= count
+        return b"".join(parts)
+
+    def write(self, address: int, data: bytes, root: int | None = None) -> bool:
+        """Store ``data`` whatever the page permissions are; False if it is not mapped to RAM."""
+        places = []
+        while data:
+            physical = self._physical(address, root)
+            if physical is None:
+                return False
+            count = min(len(data), PAGE_SIZE - (address & (PAGE_SIZE - 1)))
+            places.append((physical, data[:count]))
+            address += count
+            data = data[count:]
+        for physical, part in places:
+            self._bytes[physical : physical + len(part)] = part
+        return True
+
+    def read_u64(self, address: int) -> int:
+        """The 8 bytes at ``address``, which must be mapped; one move."""
+        return self._physical_u64(self._mapped(address))
+
+    def write_u64(self, address: int, value: int) -> None:
+        """Store 8 bytes at ``address``, which must be mapped; one move."""
+        self._u64(self._mapped(address), 1)[0] = value
+
+    def view(self, address: int, dtype: np.dtype[Any] | str, count: int = 1) -> NDArray[Any]:
+        """``count`` items at ``address`` as a writable NumPy view on guest memory.
+
+        :raises ImageError: the items are not within one region.
+        """
+        kind = np.dtype(dtype)
+        region = self.find(address)
+        if region is None or address + kind.itemsize * count > region.end:
+            raise ImageError(f"{count} x {kind} at {address:#x} is not within a mapped region")
+        return np.frombuffer(
+            self._ram, kind, count, region.physical + address - region.address
+        )
+
+    def gather(self, addresses: NDArray[np.uint64], size: int) -> NDArray[np.uint8]:
+        """``size`` bytes at each of ``addresses``, as rows.
+
+        :raises ImageError: one of them is not mapped.
+        """
+        return self.ram[self._places(addresses, size)]
+
+    def scatter(self, addresses: NDArray[np.uint64], rows: NDArray[np.uint8]) -> None:
+        """Store a row of bytes at each of ``addresses``; 1, 2, 4 or 8 bytes are one store each.
+
+        :raises ImageError: one of them is not mapped; nothing was stored.
+        """
+        count, size = rows.shape
+        if size not in (1, 2, 4, 8):
+            self.ram[self._places(addresses, size)] = rows
+            return
+        where = self._places(addresses, size)[:, 0]
+        unaligned = np.lib.stride_tricks.as_strided(
+            self.ram[:size].view(f"<u{size}"), shape=(self.size - size + 1,), strides=(1,)
+        )
+        unaligned[where] = np.ascontiguousarray(rows).view(f"<u{size}").reshape(count)
+
+    def _places(self, addresses: NDArray[np.uint64], size: int) -> NDArray[np.int64]:
+        """Physical addresses of ``size`` bytes at each address, shape (n, size)."""
+        starts = np.array([region.address for region in self.regions], dtype=np.uint64)
+        ends = np.array([region.end - size for region in self.regions], dtype=np.uint64)
+        shift = np.array([region.physical for region in self.regions], dtype=np.int64)
+        index = np.searchsorted(starts, addresses, side="right") - 1
+        if (index < 0).any() or (addresses > ends[index]).any():
+            raise ImageError("text outside every mapped region was to be read or changed")
+        first = (addresses - starts[index]).astype(np.int64) + shift[index]
+        return first[:, None] + np.arange(size, dtype=np.int64)
+
+    def _mapped(self, address: int) -> int:
+        physical = self._physical(address, None)
+        if physical is None:
+            raise ImageError(f"address {address:#x} is not mapped")
+        return physical
+
+    def _physical(self, address: int, root: int | None) -> int | None:
+        if root is None or root & _ADDRESS == self.root:
+            region = self.find(address)
+            if region is not None:
+                return region.physical + address - region.address
+        physical = self.walk(address, root).physical
+        if physical is None or physical >= self.size:
+            return None
+        return physical
+
+    def _u64(self, physical: int, count: int) -> NDArray[np.uint64]:
+        return np.frombuffer(self._ram, np.uint64, count, physical)
+
+    def _physical_u64(self, physical: int) -> int:
+        return int(self._u64(physical, 1)[0])
+
+
+def _is_canonical(address: int) -> bool:
+    return address < 1 << 47 or (1 << 64) - (1 << 47) <= address < 1 << 64

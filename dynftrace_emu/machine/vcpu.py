@@ -1,0 +1,326 @@
+"""One emulated CPU. The only module that knows Unicorn.
+
+:meth:`VCpu.run` returns why it came back, the way ``KVM_RUN`` does. Unicorn does not tell: a ``hlt``,
+a stop and a used-up budget look alike. So every hook that ends a run says so here, and the ``hlt``
+and ``iret`` instructions of the image are watched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import Enum, IntEnum, auto
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import unicorn
+from unicorn import x86_const as x86
+
+from dynftrace_emu.errors import AddressSpaceError, DynftraceError
+from dynftrace_emu.machine.nmi import NmiLatch
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from dynftrace_emu.machine.memory import GuestMemory
+
+__all__ = ["Exit", "ExitReason", "InPort", "OutPort", "Reg", "VCpu", "require_unicorn"]
+
+_MINIMUM_UNICORN = (2, 1, 4)
+_FLUSH_THRESHOLD = 1000
+"""Sites from which dropping all blocks (10 ms) is cheaper than dropping each (10 us)."""
+
+INVALID_OPCODE = 6
+EFLAGS_IF = 1 << 9
+
+
+def require_unicorn() -> None:
+    """Refuse an engine older than the first whose hooks see the right PC.
+
+    :raises DynftraceError: naming the version that is installed.
+    """
+    if unicorn.__version__ and _version(unicorn.__version__) < _MINIMUM_UNICORN:
+        wanted = ".".join(map(str, _MINIMUM_UNICORN))
+        raise DynftraceError(
+            f"unicorn {unicorn.__version__} is too old: {wanted} or newer is needed "
+            "(older ones report a wrong PC in hooks); pip install -U unicorn"
+        )
+
+
+def _version(text: str) -> tuple[int, ...]:
+    digits = (part for part in text.replace("-", ".").split(".")[:3])
+    return tuple(int(part) for part in digits if part.isdigit())
+
+
+class Reg(IntEnum):
+    """The registers this package uses, under the engine's numbers."""
+
+    RAX = x86.UC_X86_REG_RAX
+    RBX = x86.UC_X86_REG_RBX
+    RCX = x86.UC_X86_REG_RCX
+    RDX = x86.UC_X86_REG_RDX
+    RSI = x86.UC_X86_REG_RSI
+    RDI = x86.UC_X86_REG_RDI
+    RBP = x86.UC_X86_REG_RBP
+    RSP = x86.UC_X86_REG_RSP
+    R8 = x86.UC_X86_REG_R8
+    R9 = x86.UC_X86_REG_R9
+    R10 = x86.UC_X86_REG_R10
+    R11 = x86.UC_X86_REG_R11
+    R12 = x86.UC_X86_REG_R12
+    R13 = x86.UC_X86_REG_R13
+    R14 = x86.UC_X86_REG_R14
+    R15 = x86.UC_X86_REG_R15
+    RIP = x86.UC_X86_REG_RIP
+    RFLAGS = x86.UC_X86_REG_RFLAGS
+    CS = x86.UC_X86_REG_CS
+    SS = x86.UC_X86_REG_SS
+    DS = x86.UC_X86_REG_DS
+    ES = x86.UC_X86_REG_ES
+    CR0 = x86.UC_X86_REG_CR0
+    CR2 = x86.UC_X86_REG_CR2
+    CR3 = x86.UC_X86_REG_CR3
+    CR4 = x86.UC_X86_REG_CR4
+    GS_BASE = x86.UC_X86_REG_GS_BASE
+    FS_BASE = x86.UC_X86_REG_FS_BASE
+
+
+class ExitReason(Enum):
+    """Why :meth:`VCpu.run` came back."""
+
+    BUDGET = auto()  # the instructions asked for have run
+    HALTED = auto()  # hlt; RIP is behind it
+    SAFEPOINT = auto()  # the guest saw its request word and trapped
+    OFFLINE = auto()  # the guest took this CPU out of the machine
+    SHUTDOWN = auto()  # exit port; value is the code
+    EXCEPTION = auto()  # value is the vector; RIP as the CPU would save it
+    IRET = auto()  # stopped in front of an iret, as run(stop_at_iret=True) asked
+    BUS_ERROR = auto()  # an access to a physical address without RAM
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """A reason, and the number that belongs to it."""
+
+    reason: ExitReason
+    value: int = 0
+
+
+OutPort = Callable[["VCpu", int], Exit | None]
+"""Answers ``out``: gets the vCPU and the value; an :class:`Exit` ends the run."""
+InPort = Callable[["VCpu"], int]
+"""Answers ``in``: the value the guest reads."""
+
+_RUN_THROUGH = Exit(ExitReason.BUDGET)
+_HALT = Exit(ExitReason.HALTED)
+
+
+class VCpu:
+    """One CPU: an engine of its own over the shared memory.
+
+    Only one thread at a time may use it: the one that runs it, or, while it is parked, the one
+    that stopped the machine.
+
+    :param index: its number, from 0.
+    :raises AddressSpaceError: the engine cannot be made.
+    """
+
+    def __init__(self, index: int, memory: GuestMemory) -> None:
+        self.index = index
+        self.memory = memory
+        self.nmi = NmiLatch()
+        self.out_ports: dict[int, OutPort] = {}
+        self.in_ports: dict[int, InPort] = {}
+        self._exit: Exit | None = None
+        self._stale: list[tuple[int, int]] = []
+        self._halts: frozenset[int] = frozenset()
+        self._halt_at: int | None = None
+        self._iret_at: int | None = None
+        self._stop_at_iret = False
+        self._began_at: int | None = None
+        try:
+            self._uc = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
+            self._uc.mem_map_ptr(0, memory.size, unicorn.UC_PROT_ALL, memory.host_address)
+        except unicorn.UcError as error:
+            raise AddressSpaceError(f"vCPU {index} cannot be made: {error}") from None
+        self._hook(unicorn.UC_HOOK_INTR, self._on_interrupt)
+        self._hook_instruction(x86.UC_X86_INS_OUT, self._on_out)
+        self._hook_instruction(x86.UC_X86_INS_IN, self._on_in)
+
+    # --- state ---
+
+    def __getitem__(self, register: Reg) -> int:
+        return int(self._uc.reg_read(register))
+
+    def __setitem__(self, register: Reg, value: int) -> None:
+        self._uc.reg_write(register, value & 0xFFFF_FFFF_FFFF_FFFF)
+
+    @property
+    def rip(self) -> int:
+        """Where it stands: the next instruction."""
+        return self[Reg.RIP]
+
+    @rip.setter
+    def rip(self, value: int) -> None:
+        self[Reg.RIP] = value
+
+    @property
+    def interrupts_on(self) -> bool:
+        """RFLAGS.IF."""
+        return bool(self[Reg.RFLAGS] & EFLAGS_IF)
+
+    @property
+    def cpl(self) -> int:
+        """Current privilege level."""
+        return self[Reg.CS] & 3
+
+    @property
+    def idt(self) -> tuple[int, int]:
+        """IDTR: base and limit."""
+        _, base, limit, _ = self._table_register(x86.UC_X86_REG_IDTR)
+        return base, limit
+
+    @property
+    def tss(self) -> int:
+        """Base address of the task state segment."""
+        return self._table_register(x86.UC_X86_REG_TR)[1]
+
+    def _table_register(self, register: int) -> tuple[int, int, int, int]:
+        selector, base, limit, flags = self._uc.reg_read(register)
+        return int(selector), int(base), int(limit), int(flags)
+
+    def load_tables(self, gdt: tuple[int, int], tss: tuple[int, int, int]) -> None:
+        """Load GDTR (base, limit) and TR (selector, base, limit)."""
+        self._uc.reg_write(x86.UC_X86_REG_GDTR, (0, gdt[0], gdt[1], 0))
+        self._uc.reg_write(x86.UC_X86_REG_TR, (tss[0], tss[1], tss[2], 0x8B00))
+
+    def write_msr(self, number: int, value: int) -> None:
+        """Set a model-specific register."""
+        self._uc.msr_write(number, value)
+
+    def read(self, address: int, size: int) -> bytes | None:
+        """Memory as this CPU's page tables show it, or None where nothing is mapped."""
+        return self.memory.read(address, size, self[Reg.CR3])
+
+    # --- running ---
+
+    def run(self, budget: int = 0, *, stop_at_iret: bool = False) -> Exit:
+        """Run from RIP until something ends it.
+
+        :param budget: instructions at most; 0: no limit. An engine uses limits always or never:
+            changing over drops every translated block.
+        :param stop_at_iret: come back in front of the next watched ``iret``.
+        """
+        self._exit = None
+        self._halt_at = None
+        self._stop_at_iret = stop_at_iret
+        self._began_at = begin = self.rip
+        try:
+            self._uc.emu_start(begin, 0, count=budget)
+        except unicorn.UcError as error:
+            self._exit = self._engine_error(error)
+        self._note_iret()
+        if self._exit is not None:
+            return self._exit
+        return _HALT if self._has_halted(budget) else _RUN_THROUGH
+
+    def step(self) -> Exit:
+        """Run one instruction (in an engine that counts)."""
+        return self.run(1)
+
+    def kill(self) -> None:
+        """End a run from another thread. Its state is lost: an instruction may have run twice."""
+        self._uc.emu_stop()
+
+    def _has_halted(self, budget: int) -> bool:
+        if budget == 0:
+            return True
+        rip = self.rip
+        if self._halts:
+            return self._halt_at is not None and rip == self._halt_at + 1
+        return self.read(rip - 1, 1) == b"\xf4"
+
+    @staticmethod
+    def _engine_error(error: unicorn.UcError) -> Exit:
+        if error.errno == unicorn.UC_ERR_INSN_INVALID:
+            return Exit(ExitReason.EXCEPTION, INVALID_OPCODE)
+        return Exit(ExitReason.BUS_ERROR, error.errno)
+
+    # --- text ---
+
+    def watch(self, halts: Iterable[int], irets: Iterable[int]) -> None:
+        """Say where ``hlt`` and ``iret`` instructions are; before the first run."""
+        self._halts = frozenset(halts)
+        for address in self._halts:
+            self._hook(unicorn.UC_HOOK_CODE, self._on_halt, address)
+        for address in irets:
+            self._hook(unicorn.UC_HOOK_CODE, self._on_iret, address)
+
+    def mark_stale(self, addresses: NDArray[np.uint64], size: int) -> None:
+        """Text changed: ``size`` bytes at each of the virtual ``addresses``."""
+        self._stale.extend((address, address + size) for address in addresses.tolist())
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether text changed that this CPU has not been synced with."""
+        return bool(self._stale)
+
+    def sync(self) -> None:
+        """Drop what was translated from text that changed since (``sync_core``)."""
+        if len(self._stale) >= _FLUSH_THRESHOLD:
+            self._uc.ctl_flush_tb()
+        else:
+            for begin, end in self._stale:
+                self._uc.ctl_remove_cache(begin, end)
+        self._stale.clear()
+
+    def hook_instruction(self, address: int, callback: Callable[[VCpu], None]) -> None:
+        """Call back in front of each execution of the instruction at ``address``.
+
+        For tests and slow paths; installed before the first run.
+        """
+        self._hook(unicorn.UC_HOOK_CODE, lambda *_: callback(self), address)
+
+    # --- hooks: each says what happened and decides nothing ---
+
+    def _hook(self, kind: int, callback: Callable[..., Any], address: int | None = None) -> None:
+        begin, end = (1, 0) if address is None else (address, address)
+        self._uc.hook_add(kind, callback, None, begin, end)
+
+    def _hook_instruction(self, instruction: int, callback: Callable[..., Any]) -> None:
+        self._uc.hook_add(unicorn.UC_HOOK_INSN, callback, None, 1, 0, instruction)
+
+    def _on_interrupt(self, uc: unicorn.Uc, vector: int, _data: object) -> None:
+        self._exit = Exit(ExitReason.EXCEPTION, vector)
+        uc.emu_stop()
+
+    def _on_out(
+        self, uc: unicorn.Uc, port: int, _size: int, value: int, _data: object
+    ) -> None:
+        handler = self.out_ports.get(port)
+        if handler is not None and (wanted := handler(self, value)) is not None:
+            self._exit = wanted
+            uc.emu_stop()
+
+    def _on_in(self, _uc: unicorn.Uc, port: int, size: int, _data: object) -> int:
+        handler = self.in_ports.get(port)
+        return (1 << 8 * size) - 1 if handler is None else handler(self)
+
+    def _on_halt(self, _uc: unicorn.Uc, address: int, _size: int, _data: object) -> None:
+        self._halt_at = address
+
+    def _on_iret(self, uc: unicorn.Uc, address: int, _size: int, _data: object) -> None:
+        if self._iret_at is not None:  # the one before this has been executed
+            self.nmi.iret()
+        self._iret_at = address
+        # An NMI that waits for this iret comes directly after it; who stopped here steps over it.
+        waits = self.nmi.pending and address != self._began_at
+        if self._stop_at_iret or waits:
+            self._exit = Exit(ExitReason.IRET, address)
+            uc.emu_stop()
+        self._began_at = None
+
+    def _note_iret(self) -> None:
+        if self._iret_at is not None and self.rip != self._iret_at:
+            self.nmi.iret()
+        self._iret_at = None

@@ -1,0 +1,105 @@
+# From the first instruction in C, as it were, to the idle loop.
+
+.include "linkage.inc"
+.include "percpu.inc"
+
+# start_kernel(): the boot CPU. Interrupts off. Does not return.
+FUNC start_kernel
+        call setup_arch
+        call trap_init
+        call time_init
+        call cpu_init
+        call sched_init
+        call do_cpu_initcalls
+        call do_initcalls
+        call smp_init
+        call rest_init
+        ud2
+END start_kernel
+
+FUNC setup_arch
+        lea rdi, [rip + .Lbanner]
+        call printk
+        RETURN
+END setup_arch
+
+# do_initcalls(): what the sources registered with INITCALL, in their order.
+FUNC do_initcalls
+        push rbx
+        push r12
+        lea rbx, [rip + __start_initcalls]
+        lea r12, [rip + __stop_initcalls]
+1:
+        cmp rbx, r12
+        jae 2f
+        call [rbx]
+        add rbx, 8
+        jmp 1b
+2:
+        pop r12
+        pop rbx
+        RETURN
+END do_initcalls
+
+# do_cpu_initcalls(): the same for what each CPU needs of its own.
+FUNC do_cpu_initcalls
+        push rbx
+        push r12
+        lea rbx, [rip + __start_cpu_initcalls]
+        lea r12, [rip + __stop_cpu_initcalls]
+1:
+        cmp rbx, r12
+        jae 2f
+        call [rbx]
+        add rbx, 8
+        jmp 1b
+2:
+        pop r12
+        pop rbx
+        RETURN
+END do_cpu_initcalls
+
+# smp_init(): bring the other CPUs up. They share nothing with this one that is still written.
+FUNC smp_init
+        push rbx
+        mov ebx, 1
+1:
+        cmp rbx, [rip + boot_params + BOOT_PARAMS_NR_CPUS]
+        jae 2f
+        mov edi, ebx
+        call cpu_up
+        inc ebx
+        jmp 1b
+2:
+        pop rbx
+        RETURN
+END smp_init
+
+# cpu_up(cpu edi)
+FUNC cpu_up
+        mov eax, edi
+        mov edx, PORT_CPU_START
+        out dx, eax
+        RETURN
+END cpu_up
+
+# start_secondary(): the other CPUs. Interrupts off. Does not return.
+FUNC start_secondary
+        call cpu_init
+        call sched_init
+        call do_cpu_initcalls
+        call rest_init
+        ud2
+END start_secondary
+
+# rest_init(): start this CPU's work and become its idle task.
+FUNC rest_init
+        call workload_start
+        sti
+        call cpu_idle
+        ud2
+END rest_init
+
+.rodata
+.Lbanner:
+        .asciz "mini-kernel 2.6.25 (dynftrace-emu)"
