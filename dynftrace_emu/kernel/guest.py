@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dynftrace_emu.kernel.structs import PCPU, STACKS_PER_CPU, TASK
+from dynftrace_emu.errors import ImageError
+from dynftrace_emu.kernel.structs import PCPU, STACK_SLOT, STACKS_PER_CPU, TASK, THREAD_SIZE
 from dynftrace_emu.machine.vcpu import Reg, VCpu
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["GuestKernel", "Task"]
 
+GUARD_SIZE = STACK_SLOT - THREAD_SIZE
 _MAX_FRAMES = 32
 _FRAME_RSP = 24  # of an interrupt frame: rip, cs, rflags, rsp, ss
 _FRAME_SIZE = 40
@@ -63,6 +65,21 @@ class GuestKernel:
         """A field of ``struct pcpu``, summed over the CPUs."""
         return sum(self.percpu(field))
 
+    def current(self, cpu: int) -> str:
+        """The running task of a CPU, for people."""
+        running = [task for task in self.tasks(cpu) if task.on_cpu]
+        return str(running[0]) if running else "none"
+
+    def describe(self, address: int) -> str:
+        """What lies at an address, for people."""
+        region = self.machine.memory.find(address)
+        if region is not None:
+            return f"in {region.name}"
+        above = self.machine.memory.find(address + GUARD_SIZE)
+        if above is not None and "stack" in above.name:
+            return f"in the guard below {above.name}: a stack overflow"
+        return "not mapped"
+
     # --- variables ---
 
     def read(self, symbol: str) -> int:
@@ -81,7 +98,10 @@ class GuestKernel:
         for _ in range(STACKS_PER_CPU):
             if not address:
                 return
-            raw = self.machine.memory.view(address, TASK.dtype)[0]
+            try:
+                raw = self.machine.memory.view(address, TASK.dtype)[0]
+            except ImageError:
+                return  # the guest has overwritten its own list
             yield Task(
                 cpu,
                 int(raw["pid"]),

@@ -106,6 +106,10 @@ class DeterministicEngine(Engine):
     def now(self) -> float:
         return self._global_clock / self.virtual_hz
 
+    def vcpu_time(self, vcpu: VCpu) -> float:
+        """When the slice began that ``vcpu`` is in, or its clock between two slices."""
+        return self._slots[vcpu.index].clock / self.virtual_hz
+
     def kthread(self, name: str, body: Kthread) -> None:
         self._sleep(body, self._global_clock)
 

@@ -89,6 +89,10 @@ class Engine(ABC):
     def now(self) -> float:
         """Seconds since the machine started, on this engine's clock."""
 
+    def vcpu_time(self, vcpu: VCpu) -> float:
+        """Seconds on a vCPU's own clock, where that differs."""
+        return self.now()
+
     @abstractmethod
     def kthread(self, name: str, body: Kthread) -> None:
         """Run ``body`` beside the guest; the sleeps it yields are on this engine's clock."""

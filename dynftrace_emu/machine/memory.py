@@ -79,10 +79,15 @@ class GuestMemory:
         self._bytes = memoryview(self._ram)
         self.ram: NDArray[np.uint8] = np.frombuffer(self._ram, dtype=np.uint8)
         self.host_address = ctypes.addressof(ctypes.c_char.from_buffer(self._ram))
-        self.regions: list[Region] = []
-        self._starts: list[int] = []
+        # Replaced as a whole, never changed in place: other threads look regions up meanwhile.
+        self._map: tuple[tuple[int, ...], tuple[Region, ...]] = ((), ())
         self._free = _FIRST_FREE
         self.root = self._take(PAGE_SIZE)  # what CR3 holds
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        """Who maps what, where and why, by address."""
+        return self._map[1]
 
     # --- mapping ---
 
@@ -102,14 +107,17 @@ class GuestMemory:
         """
         assert not (writable and executable), "W^X"
         size = -(-size // PAGE_SIZE) * PAGE_SIZE
-        below = bisect.bisect(self._starts, address + size - 1) - 1
-        if below >= 0 and (other := self.regions[below]).end > address:
+        starts, regions = self._map
+        below = bisect.bisect(starts, address + size - 1) - 1
+        if below >= 0 and (other := regions[below]).end > address:
             raise ImageError(f"{name} at {address:#x} overlaps {other.name} at {other.address:#x}")
         region = Region(name, address, self._take(size), size, writable, executable, purpose)
         self._fill_tables(region)
-        index = bisect.bisect(self._starts, address)
-        self._starts.insert(index, address)
-        self.regions.insert(index, region)
+        index = bisect.bisect(starts, address)
+        self._map = (
+            (*starts[:index], address, *starts[index:]),
+            (*regions[:index], region, *regions[index:]),
+        )
         return region
 
     def alloc_pages(self, count: int, name: str, purpose: str = "") -> Region:
@@ -162,9 +170,10 @@ class GuestMemory:
 
     def find(self, address: int) -> Region | None:
         """The region that holds ``address``."""
-        index = bisect.bisect(self._starts, address) - 1
-        if index >= 0 and address < self.regions[index].end:
-            return self.regions[index]
+        starts, regions = self._map
+        index = bisect.bisect(starts, address) - 1
+        if index >= 0 and address < regions[index].end:
+            return regions[index]
         return None
 
     def region(self, name: str) -> Region:
@@ -274,9 +283,10 @@ class GuestMemory:
 
     def _places(self, addresses: NDArray[np.uint64], size: int) -> NDArray[np.int64]:
         """Physical addresses of ``size`` bytes at each address, shape (n, size)."""
-        starts = np.array([region.address for region in self.regions], dtype=np.uint64)
-        ends = np.array([region.end - size for region in self.regions], dtype=np.uint64)
-        shift = np.array([region.physical for region in self.regions], dtype=np.int64)
+        regions = self.regions
+        starts = np.array([region.address for region in regions], dtype=np.uint64)
+        ends = np.array([region.end - size for region in regions], dtype=np.uint64)
+        shift = np.array([region.physical for region in regions], dtype=np.int64)
         index = np.searchsorted(starts, addresses, side="right") - 1
         if (index < 0).any() or (addresses > ends[index]).any():
             raise ImageError("text outside every mapped region was to be read or changed")

@@ -31,6 +31,7 @@ _FLUSH_THRESHOLD = 1000
 """Sites from which dropping all blocks (10 ms) is cheaper than dropping each (10 us)."""
 
 INVALID_OPCODE = 6
+_HLT = b"\xf4"
 EFLAGS_IF = 1 << 9
 
 
@@ -110,6 +111,9 @@ OutPort = Callable[["VCpu", int], Exit | None]
 """Answers ``out``: gets the vCPU and the value; an :class:`Exit` ends the run."""
 InPort = Callable[["VCpu"], int]
 """Answers ``in``: the value the guest reads."""
+
+_HALT_BEHIND = (ExitReason.SAFEPOINT, ExitReason.OFFLINE)
+"""Traps that are ``out`` with ``hlt`` behind it: the hlt ends the run, at a definite place."""
 
 _RUN_THROUGH = Exit(ExitReason.BUDGET)
 _HALT = Exit(ExitReason.HALTED)
@@ -221,6 +225,8 @@ class VCpu:
             self._exit = self._engine_error(error)
         self._note_iret()
         if self._exit is not None:
+            if self._exit.reason in _HALT_BEHIND and self.read(self.rip, 1) == _HLT:
+                self.rip += 1  # the budget ended between the two
             return self._exit
         return _HALT if self._has_halted(budget) else _RUN_THROUGH
 
@@ -238,7 +244,7 @@ class VCpu:
         rip = self.rip
         if self._halts:
             return self._halt_at is not None and rip == self._halt_at + 1
-        return self.read(rip - 1, 1) == b"\xf4"
+        return self.read(rip - 1, 1) == _HLT
 
     @staticmethod
     def _engine_error(error: unicorn.UcError) -> Exit:
@@ -300,7 +306,8 @@ class VCpu:
         handler = self.out_ports.get(port)
         if handler is not None and (wanted := handler(self, value)) is not None:
             self._exit = wanted
-            uc.emu_stop()
+            if wanted.reason not in _HALT_BEHIND:
+                uc.emu_stop()
 
     def _on_in(self, _uc: unicorn.Uc, port: int, size: int, _data: object) -> int:
         handler = self.in_ports.get(port)

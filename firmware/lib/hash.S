@@ -46,10 +46,11 @@ END hash_32
 
 # u32 jhash_3words(u32 a, u32 b, u32 c, u32 initval)
 FUNC jhash_3words
-        lea eax, [rdi+JHASH_GOLDEN_RATIO]
-        lea r9d, [rsi+JHASH_GOLDEN_RATIO]
         add edx, ecx
-        mov ecx, r9d
+        mov eax, edi
+        mov ecx, esi
+        add eax, JHASH_GOLDEN_RATIO
+        add ecx, JHASH_GOLDEN_RATIO
         JHASH_MIX
         mov eax, edx
         RETURN

@@ -188,7 +188,7 @@ FUNC list_sort
         mov rax, [r13+LIST_PREV]
         mov qword ptr [rax+LIST_NEXT], 0
         mov r15, [r13+LIST_NEXT]        # what is left to sort
-        cmp r15, r13
+        test r15, r15
         je 5f                           # empty: the store hit the head itself
 1:      mov rcx, r15                    # cur
         mov r15, [rcx+LIST_NEXT]
@@ -210,18 +210,18 @@ FUNC list_sort
         test r15, r15
         jne 1b
         xor ebx, ebx                    # r15 = NULL: the result so far
-4:      mov rdi, r12
+4:      mov rdx, [rsp+rbx*8]
+        inc ebx
+        test rdx, rdx
+        je 6f
+        mov rdi, r12
         mov rsi, r14
-        mov rdx, [rsp+rbx*8]            # its entries came earlier
-        mov rcx, r15
+        mov rcx, r15                    # rdx's entries came earlier: they stay in front
         call merge
         mov r15, rax
-        inc ebx
-        cmp ebx, MAX_LIST_LENGTH_BITS
+6:      cmp ebx, MAX_LIST_LENGTH_BITS
         jne 4b
-        jmp 6f
-5:      xor r15d, r15d
-6:      mov rdi, r13
+5:      mov rdi, r13
         mov rsi, r15
         call restore_back_links
         add rsp, 8*MAX_LIST_LENGTH_BITS+8

@@ -320,11 +320,10 @@ FUNC vsnprintf
         cmp edx, 0x25                   # '%'
         je .Lvsn_conversion
 .Lvsn_char:                             # dl = the character
-        mov ecx, 1
-        mov rdi, rbx
-        mov rsi, r12
-        call pad
-        mov rbx, rax
+        cmp rbx, r12
+        jae 5f
+        mov [rbx], dl
+5:      inc rbx
         jmp .Lvsn_next
 
 .Lvsn_conversion:

@@ -1,6 +1,7 @@
 """Runs single functions of the firmware in a bare engine, apart from the machine under test.
 
-Physical memory is mapped at the link address, without paging: slow for stores, simple for tests.
+The image lies where the kernel links, so that instructions are encoded as there; its sections have
+the protection they have there. What a test hands over lies below, mapped one to one.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from pathlib import Path
 import unicorn
 from unicorn import x86_const as x86
 
-from dynftrace_emu.kernel.assembler import assemble
+from dynftrace_emu.kernel.assembler import TEXT_SECTIONS, assemble
 from dynftrace_emu.kernel.structs import PCPU, TASK, asm_offsets
 
 FIRMWARE = Path(__file__).parents[2] / "firmware"
-BASE = 0x10_0000  # flat and low: unit tests need no high half
+BASE = 0xFFFF_FFFF_8100_0000
+TABLES = 0x1_0000  # page tables, physical
+IMAGE, IMAGE_SIZE = 0x20_0000, 0x40_0000  # the image, physical
 PCPU_AT = 0x80_0000
 TASK_AT = 0x81_0000
 HEAP, HEAP_SIZE = 0x100_0000, 0x80_0000
@@ -60,7 +63,8 @@ class Guest:
         self.uc = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
         self.uc.mem_map(0, 0x200_0000 + 0x1_0000)
         for section in self.unit.sections:
-            self.uc.mem_write(section.address, section.data)
+            self.write(section.address, section.data)
+        self._turn_paging_on()
         self.uc.reg_write(x86.UC_X86_REG_GS_BASE, PCPU_AT)
         self.write_u64(PCPU_AT + PCPU.offset("self"), PCPU_AT)
         self.write_u64(PCPU_AT + PCPU.offset("current"), TASK_AT)
@@ -76,6 +80,29 @@ class Guest:
         if port == 0xE9:
             self.console.append(value & 0xFF)
 
+    def _turn_paging_on(self) -> None:
+        present, writable, large, no_execute = 1, 2, 0x80, 1 << 63
+        pml4, low, high, low_pd, high_pd, pts = (TABLES + 0x1000 * n for n in range(6))
+        link = present | writable
+        self.write_u64(pml4, low | link)
+        self.write_u64(pml4 + 511 * 8, high | link)
+        self.write_u64(low, low_pd | link)
+        self.write_u64(high + 510 * 8, high_pd | link)
+        for n in range((STACK_TOP >> 21) + 1):
+            flags = link | large | (0 if n == RETURN_TO >> 21 else no_execute)
+            self.write_u64(low_pd + n * 8, n << 21 | flags)
+        for n in range(IMAGE_SIZE >> 21):
+            self.write_u64(high_pd + (8 + n) * 8, pts + n * 0x1000 | link)
+        for section in self.unit.sections:
+            flags = present | (writable if section.name in (".data", ".bss") else 0)
+            flags |= 0 if section.name in TEXT_SECTIONS else no_execute
+            for page in range(section.address - BASE, section.address - BASE + len(section.data), 0x1000):
+                self.write_u64(pts + (page >> 12) * 8, IMAGE + page | flags)
+        self.uc.reg_write(x86.UC_X86_REG_CR3, pml4)
+        self.uc.reg_write(x86.UC_X86_REG_CR4, 1 << 5)  # PAE
+        self.uc.msr_write(0xC000_0080, 1 << 8 | 1 << 10 | 1 << 11)  # EFER: LME, LMA, NXE
+        self.uc.reg_write(x86.UC_X86_REG_CR0, 1 << 31 | 1 << 16 | 1)  # PG, WP, PE
+
     def address(self, name: str) -> int:
         """Where a symbol is; for a per-CPU variable, where this CPU's copy is."""
         if name in self.unit.percpu:
@@ -86,17 +113,17 @@ class Guest:
         """Call a function; returns RAX. Checks that callee-saved registers and RSP came back."""
         sp = STACK_TOP - 0x100 - 8
         self.write_u64(sp, RETURN_TO)
-        self.uc.mem_write(RETURN_TO, b"\xf4")
         for register, value in zip(ARGUMENTS, arguments, strict=False):
             self._set(register, value & 0xFFFF_FFFF_FFFF_FFFF)
+        self.uc.mem_write(RETURN_TO, b"\xf4")
         self._set("RSP", sp)
         for index, register in enumerate(PRESERVED):
             self._set(register, 0xC0FFEE00 + index)
         try:
-            self.uc.emu_start(self.address(name), RETURN_TO, count=limit)
+            self.uc.emu_start(self.address(name), 0, count=limit)
         except unicorn.UcError as error:
             raise GuestFault(f"{name}: {error} at {self.where()}") from None
-        if self._get("RIP") != RETURN_TO:
+        if self._get("RIP") != RETURN_TO + 1:  # behind its hlt
             raise GuestFault(f"{name} did not return; it is at {self.where()}")
         for index, register in enumerate(PRESERVED):
             assert self._get(register) == 0xC0FFEE00 + index, f"{name} clobbers {register}"
@@ -106,18 +133,24 @@ class Guest:
     def where(self) -> str:
         ip = self._get("RIP")
         below = [s for s in self.unit.symbols.values() if s.address <= ip]
+        if not below:
+            return f"{ip:#x}"
         symbol = max(below, key=lambda s: s.address)
         return f"{symbol.name}+{ip - symbol.address:#x}"
 
     def write(self, address: int, data: bytes) -> int:
-        self.uc.mem_write(address, data)
+        self.uc.mem_write(self._physical(address), data)
         return address
 
     def read(self, address: int, size: int) -> bytes:
-        return bytes(self.uc.mem_read(address, size))
+        return bytes(self.uc.mem_read(self._physical(address), size))
+
+    @staticmethod
+    def _physical(address: int) -> int:
+        return address - BASE + IMAGE if address >= BASE else address
 
     def write_u64(self, address: int, value: int) -> None:
-        self.uc.mem_write(address, struct.pack("<Q", value & 0xFFFF_FFFF_FFFF_FFFF))
+        self.write(address, struct.pack("<Q", value & 0xFFFF_FFFF_FFFF_FFFF))
 
     def read_u64(self, address: int) -> int:
         return struct.unpack("<Q", self.read(address, 8))[0]

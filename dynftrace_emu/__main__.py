@@ -1,0 +1,5 @@
+"""``python -m dynftrace_emu``."""
+
+from dynftrace_emu.cli import main
+
+main()

@@ -1,0 +1,124 @@
+"""``dynftrace-emu inspect``."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dynftrace_emu.cli.options import image_argument, json_option, variant_option
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dynftrace_emu.kernel.callgraph import NmiCheck
+    from dynftrace_emu.kernel.image import KernelImage
+
+__all__ = ["inspect"]
+
+SCHEMA = 1
+
+
+@click.command(
+    epilog="Examples:  dynftrace-emu inspect | less   |   dynftrace-emu inspect --nmi-check "
+    "mini-kernel-nmi-broken"
+)
+@image_argument()
+@variant_option()
+@click.option("--nmi-check", "check_nmi", is_flag=True,
+              help="Walk the call graph from the NMI entry; exit 1 if it reaches a call to mcount.")
+@click.option("--nmi-entry", default="nmi", show_default=True, metavar="SYMBOL",
+              help="Where that walk begins.")
+@json_option("Print one JSON document.")
+def inspect(image: str, variant: str, check_nmi: bool, nmi_entry: str, as_json: bool) -> int:
+    """Show IMAGE's functions, call sites and notrace functions, without running it."""  # fmt: skip
+    from dynftrace_emu.kernel.callgraph import nmi_check
+    from dynftrace_emu.kernel.mini_kernel import load_image
+
+    kernel = load_image(image, variant)
+    if check_nmi:
+        check = nmi_check(kernel, nmi_entry)
+        _show_check(kernel, check, as_json=as_json)
+        return 0 if check.clean else 1
+    contents = _contents(kernel)
+    if as_json:
+        click.echo(json.dumps(contents, indent=2))
+    else:
+        for line in _lines(contents):
+            click.echo(line)
+    return 0
+
+
+def _contents(image: KernelImage) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "image": image.name,
+        "variant": image.variant,
+        "sha256": image.sha256,
+        "functions": [
+            {"name": f.name, "address": f"{f.address:#x}", "size": f.size, "source": f.source}
+            for f in image.functions
+        ],
+        "call_sites": list(_sites(image)),
+        "notrace": [function.name for function in image.notrace],
+    }
+
+
+def _sites(image: KernelImage) -> Iterator[dict[str, Any]]:
+    from dynftrace_emu.ftrace.encodings import CALL, JMP, NOP
+    from dynftrace_emu.kernel.disassembly import disassemble
+
+    encodings = (CALL, JMP, NOP)
+    rows = {e.name: e.rows(image.call_sites, image.mcount or 0) for e in encodings}
+    for index, site in enumerate(image.call_sites.tolist()):
+        function = image.function_at(site)
+        texts = {}
+        for name, row in rows.items():
+            code = row[index].tobytes()
+            texts[name] = {"bytes": code.hex(" "), "text": disassemble(code, site, 1)[0][2]}
+        yield {"address": f"{site:#x}", "function": function.name if function else None, **texts}
+
+
+def _lines(contents: dict[str, Any]) -> Iterator[str]:
+    sites = contents["call_sites"]
+    yield (
+        f"{contents['image']} ({contents['variant']}): {len(contents['functions'])} functions, "
+        f"{len(sites)} call sites, {len(contents['notrace'])} notrace"
+    )
+    yield ""
+    yield "Call sites, each as call, jmp and nop:"
+    for site in sites:
+        yield f"{site['address']}  {site['function']}"
+        for name in ("call", "jmp", "nop"):
+            yield f"    {name:<4} {site[name]['bytes']}  {site[name]['text']}"
+    yield ""
+    yield "Notrace functions:"
+    notrace = set(contents["notrace"])
+    for function in contents["functions"]:
+        if function["name"] in notrace:
+            yield f"{function['address']}  {function['name']}  ({function['source']})"
+
+
+def _show_check(image: KernelImage, check: NmiCheck, *, as_json: bool) -> None:
+    if as_json:
+        document = {
+            "schema": SCHEMA,
+            "image": image.name,
+            "entry": check.entry,
+            "clean": check.clean,
+            "path": list(check.path),
+            "site": None if check.site is None else f"{check.site:#x}",
+            "reached": list(check.reached),
+            "indirect": [f"{site:#x}" for site in check.indirect],
+        }
+        click.echo(json.dumps(document, indent=2))
+        return
+    for site in check.indirect:
+        click.echo(f"note: an indirect call at {image.symbolize(site)} cannot be followed", err=True)
+    if check.site is None:
+        click.echo(f"{len(check.reached)} functions reached from {check.entry}: none calls mcount")
+        return
+    click.echo(f"an NMI reaches a call to mcount at {image.symbolize(check.site)}:")
+    for depth, name in enumerate((*check.path, "mcount")):
+        click.echo(f"{'  ' * depth}{name}")

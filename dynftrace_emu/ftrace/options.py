@@ -1,0 +1,155 @@
+"""What a run is asked to be, and whether that is possible."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from enum import Enum
+from typing import Any
+
+from dynftrace_emu.errors import OptionError
+from dynftrace_emu.ftrace.encodings import DISABLED
+from dynftrace_emu.kernel.mini_kernel import BUILTIN_IMAGES, VARIANTS
+from dynftrace_emu.kernel.structs import ENTRIES_PER_PAGE
+from dynftrace_emu.machine.engine import Park
+from dynftrace_emu.machine.machine import MAX_VCPUS
+
+__all__ = ["DEFAULT_SECONDS", "EngineName", "RunOptions"]
+
+DEFAULT_SECONDS = 5.0
+_MAX_BOOT_RECORDS = 1_000_000
+
+
+class EngineName(Enum):
+    """The two engines."""
+
+    THREADED = "threaded"
+    DETERMINISTIC = "deterministic"
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """The options of ``dynftrace-emu run``, by the same names. Times are in seconds.
+
+    ``engine`` None: threaded where the image has safepoints, else deterministic. ``seconds`` None:
+    no limit. ``workload`` None: ``default``, if the image has workloads.
+    """
+
+    image: str = "mini-kernel"
+    variant: str = "dynamic"
+    workload: str | None = None
+    engine: EngineName | None = None
+    seed: int = 0
+    vcpus: int = 2
+    seconds: float | None = DEFAULT_SECONDS
+    iterations: int | None = None
+    period: float = 1.0
+    boot_records: int = ENTRIES_PER_PAGE
+    site: str = "jmp"
+    tracing: tuple[float, float | None] | None = None
+    nmi_rate: float = 0.0
+    park: Park | None = None
+    virtual_hz: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be.
+
+        :raises OptionError: saying what is wrong and what is allowed.
+        """
+        self._check_names()
+        self._check_numbers()
+        self._check_tracing()
+        if self.engine is EngineName.THREADED:
+            self._check_threaded()
+
+    def _check_names(self) -> None:
+        _one_of("--variant", self.variant, VARIANTS)
+        _one_of("--site", self.site, DISABLED)
+
+    def _check_numbers(self) -> None:
+        _require(1 <= self.vcpus <= MAX_VCPUS, f"--vcpus {self.vcpus}: 1 to {MAX_VCPUS} allowed")
+        _require(_is_positive(self.period), f"--period {self.period:g}: more than 0 seconds needed")
+        _require(
+            self.seconds is None or _is_positive(self.seconds),
+            f"--seconds {self.seconds}: more than 0 needed",
+        )
+        _require(
+            self.iterations is None or self.iterations > 0,
+            f"--iterations {self.iterations}: 1 or more needed",
+        )
+        _require(
+            0 <= self.boot_records <= _MAX_BOOT_RECORDS,
+            f"--boot-records {self.boot_records}: 0 to {_MAX_BOOT_RECORDS} allowed",
+        )
+        _require(
+            0 <= self.nmi_rate <= 100_000, f"--nmi-rate {self.nmi_rate:g}: 0 to 100000 Hz allowed"
+        )
+        _require(
+            self.virtual_hz is None or 10_000 <= self.virtual_hz <= 1 << 40,
+            f"--virtual-hz {self.virtual_hz}: 10000 to 2^40 instructions a second allowed",
+        )
+
+    def _check_tracing(self) -> None:
+        if self.tracing is None:
+            return
+        begin, end = self.tracing
+        _require(begin >= 0 and math.isfinite(begin), f"--tracing {begin:g}: FROM must be 0 or more")
+        if end is not None:
+            _require(
+                begin < end < math.inf, f"--tracing {begin:g}:{end:g}: FROM must be before UNTIL"
+            )
+        if self.variant == "none":
+            raise OptionError("--tracing: the variant none has no calls to trace")
+
+    def _check_threaded(self) -> None:
+        for name, value in (("--park", self.park), ("--virtual-hz", self.virtual_hz)):
+            if value is not None:
+                raise OptionError(f"{name} needs --engine deterministic")
+        if self.workload == "shared":
+            raise OptionError(
+                "--workload shared uses spinlocks, and LOCK-prefixed instructions are not atomic "
+                "between vCPUs of the threaded engine: use --engine deterministic"
+            )
+
+    @property
+    def is_builtin(self) -> bool:
+        """Whether the image is one of ours."""
+        return self.image in BUILTIN_IMAGES
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for a file; :meth:`from_json` reads them back."""
+        plain = asdict(self)
+        plain["engine"] = self.engine.value if self.engine else None
+        plain["park"] = self.park.value if self.park else None
+        return plain
+
+    @classmethod
+    def from_json(cls, plain: dict[str, Any]) -> RunOptions:
+        """The inverse of :meth:`to_json`.
+
+        :raises OptionError: something is missing, unknown or not allowed.
+        """
+        try:
+            values = dict(plain)
+            values["engine"] = EngineName(values["engine"]) if values.get("engine") else None
+            values["park"] = Park(values["park"]) if values.get("park") else None
+            if values.get("tracing"):
+                begin, end = values["tracing"]
+                values["tracing"] = (float(begin), None if end is None else float(end))
+            return cls(**values)
+        except (TypeError, ValueError, KeyError) as error:
+            raise OptionError(f"the options in the file cannot be used: {error}") from None
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise OptionError(message)
+
+
+def _is_positive(value: float) -> bool:
+    return value > 0 and math.isfinite(value)
+
+
+def _one_of(option: str, value: str, allowed: object) -> None:
+    names = list(allowed)  # type: ignore[call-overload]
+    _require(value in names, f"{option} {value}: choose from {', '.join(names)}")

@@ -1,0 +1,159 @@
+"""A run: one image in one machine with ftrace and its daemon, from options to a result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from dynftrace_emu.errors import OptionError
+from dynftrace_emu.ftrace.dynamic import DynamicFtrace
+from dynftrace_emu.ftrace.encodings import DISABLED
+from dynftrace_emu.ftrace.events import FtraceEvent, Observer, TracingSwitched
+from dynftrace_emu.ftrace.ftraced import Ftraced, Tick
+from dynftrace_emu.ftrace.options import EngineName, RunOptions
+from dynftrace_emu.ftrace.static import StaticFtrace
+from dynftrace_emu.kernel.boot import boot
+from dynftrace_emu.kernel.mini_kernel import load_image, workloads
+from dynftrace_emu.machine.deterministic import DEFAULT_VIRTUAL_HZ, DeterministicEngine
+from dynftrace_emu.machine.engine import Park, RunEnd
+from dynftrace_emu.machine.threaded import ThreadedEngine
+
+if TYPE_CHECKING:
+    from dynftrace_emu.kernel.image import KernelImage
+    from dynftrace_emu.machine.engine import Engine, Kthread
+    from dynftrace_emu.machine.machine import Machine
+
+__all__ = ["Run"]
+
+DEFAULT_WORKLOAD = "default"
+
+
+class Run:
+    """Everything one ``dynftrace-emu run`` needs, made and connected; :meth:`execute` runs it.
+
+    :param options: already checked in themselves; checked here against the image.
+    :param on_tick: called after each period of the daemon, from its thread.
+    :param image: used instead of the one that ``options.image`` names.
+    :raises DynftraceError: the image cannot be had, or does not go with the options.
+    """
+
+    def __init__(
+        self,
+        options: RunOptions,
+        *,
+        on_tick: Callable[[Tick], None] | None = None,
+        image: KernelImage | None = None,
+    ) -> None:
+        self.image = image or load_image(options.image, options.variant)
+        self.options, self.note = _resolve(options, self.image)
+        self.kernel = boot(
+            self.image,
+            self.options.vcpus,
+            self._make_engine,
+            nmi_rate=self.options.nmi_rate,
+            workload=_workload(self.options, self.image),
+            iterations=self.options.iterations or 0,
+        )
+        self.machine = self.kernel.machine
+        self.ftrace: DynamicFtrace | StaticFtrace | None = self._make_ftrace()
+        self.switches: list[TracingSwitched] = []
+        self.observe(self._keep_switch)
+        self.daemon = Ftraced(self.kernel, self.dynamic, self.options.period, on_tick)
+        self.machine.kthread("ftraced", self.daemon.body())
+        if self.options.tracing is not None:
+            self.machine.kthread("tracing", self._tracing(*self.options.tracing))
+        self.ended: RunEnd | None = None
+
+    @property
+    def dynamic(self) -> DynamicFtrace | None:
+        """Dynamic ftrace, if this image has it."""
+        return self.ftrace if isinstance(self.ftrace, DynamicFtrace) else None
+
+    def observe(self, observer: Observer) -> None:
+        """Hear of everything that happens to call sites, from the thread where it happens."""
+        if self.ftrace is not None:
+            self.ftrace.observers.append(observer)
+
+    def execute(self) -> RunEnd:
+        """Run to the end.
+
+        :raises DynftraceError: the guest, or a stop, failed; what was reached can still be read.
+        """
+        self.ended = self.machine.run(self.options.seconds)
+        return self.ended
+
+    def _make_engine(self, machine: Machine) -> Engine:
+        if self.options.engine is EngineName.THREADED:
+            return ThreadedEngine(machine)
+        return DeterministicEngine(
+            machine,
+            seed=self.options.seed,
+            virtual_hz=self.options.virtual_hz or DEFAULT_VIRTUAL_HZ,
+            park=self.options.park or Park.PREEMPTIBLE,
+        )
+
+    def _make_ftrace(self) -> DynamicFtrace | StaticFtrace | None:
+        if self.image.mcount is None:
+            return None
+        if self.options.variant != "dynamic":
+            return StaticFtrace(self.kernel)
+        return DynamicFtrace(
+            self.kernel,
+            disabled=DISABLED[self.options.site],
+            boot_records=self.options.boot_records,
+        )
+
+    def _tracing(self, begin: float, end: float | None) -> Kthread:
+        assert self.ftrace is not None
+        if begin > 0:
+            yield begin
+        self.ftrace.startup()
+        if end is not None:
+            yield end - begin
+            self.ftrace.shutdown()
+
+    def _keep_switch(self, event: FtraceEvent) -> None:
+        if isinstance(event, TracingSwitched):
+            self.switches.append(event)
+
+
+def _resolve(options: RunOptions, image: KernelImage) -> tuple[RunOptions, str]:
+    """Fill in what depends on the image; the note says what was chosen and why."""
+    polls = bool(image.scan.safepoints)
+    if options.engine is None:
+        wants_virtual_time = options.park is not None or options.virtual_hz is not None
+        if wants_virtual_time or options.workload == "shared":
+            raise OptionError("--park, --virtual-hz and --workload shared: --engine deterministic")
+        engine = EngineName.THREADED if polls else EngineName.DETERMINISTIC
+        note = "" if polls else f"{image.name} has no safepoints: using the deterministic engine"
+        return replace(options, engine=engine), note
+    if options.engine is EngineName.THREADED and not polls:
+        raise OptionError(
+            f"--engine threaded: {image.name} polls no request word at safepoints, so its vCPUs "
+            "cannot be stopped exactly; use --engine deterministic"
+        )
+    if options.engine is EngineName.THREADED and not options.is_builtin and image.scan.locked:
+        _refuse_locked(options, image)
+    if options.tracing is not None and image.mcount is None:
+        raise OptionError(f"--tracing: {image.name} has no mcount")
+    return options, ""
+
+
+def _refuse_locked(options: RunOptions, image: KernelImage) -> None:
+    if options.vcpus > 1:
+        where = image.symbolize(image.scan.locked[0])
+        raise OptionError(
+            f"--engine threaded: {image.name} has LOCK-prefixed instructions, the first at {where}; "
+            "they are not atomic between its vCPUs: use --vcpus 1 or --engine deterministic"
+        )
+
+
+def _workload(options: RunOptions, image: KernelImage) -> int:
+    known = workloads(image)
+    if options.workload is None:
+        return known.get(DEFAULT_WORKLOAD, 0)
+    if options.workload not in known:
+        choice = f"choose from {', '.join(sorted(known))}" if known else "this image has none"
+        raise OptionError(f"--workload {options.workload}: {choice}")
+    return known[options.workload]
