@@ -26,13 +26,22 @@ SCHEMA = 1
 )
 @image_argument()
 @variant_option()
-@click.option("--nmi-check", "check_nmi", is_flag=True,
-              help="Walk the call graph from the NMI entry; exit 1 if it reaches a call to mcount.")
-@click.option("--nmi-entry", default="nmi", show_default=True, metavar="SYMBOL",
-              help="Where that walk begins.")
+@click.option(
+    "--nmi-check",
+    "check_nmi",
+    is_flag=True,
+    help="Walk the call graph from the NMI entry; exit 1 if it reaches a call to mcount.",
+)
+@click.option(
+    "--nmi-entry",
+    default="nmi",
+    show_default=True,
+    metavar="SYMBOL",
+    help="Where that walk begins.",
+)
 @json_option("Print one JSON document.")
 def inspect(image: str, variant: str, check_nmi: bool, nmi_entry: str, as_json: bool) -> int:
-    """Show IMAGE's functions, call sites and notrace functions, without running it."""  # fmt: skip
+    """Show IMAGE's functions, call sites and notrace functions, without running it."""
     from dynftrace_emu.kernel.callgraph import nmi_check
     from dynftrace_emu.kernel.mini_kernel import load_image
 
@@ -115,7 +124,9 @@ def _show_check(image: KernelImage, check: NmiCheck, *, as_json: bool) -> None:
         click.echo(json.dumps(document, indent=2))
         return
     for site in check.indirect:
-        click.echo(f"note: an indirect call at {image.symbolize(site)} cannot be followed", err=True)
+        click.echo(
+            f"note: an indirect call at {image.symbolize(site)} cannot be followed", err=True
+        )
     if check.site is None:
         click.echo(f"{len(check.reached)} functions reached from {check.entry}: none calls mcount")
         return

@@ -54,7 +54,8 @@ class TickView(AbstractContextManager["TickView"]):
         assert options.engine is not None
         click.echo(
             f"{image.name} ({options.variant}): {len(image.functions)} functions, "
-            f"{len(image.call_sites)} call sites; {self._vcpus} vCPUs, {options.engine.value} engine"
+            f"{len(image.call_sites)} call sites; {self._vcpus} vCPUs, "
+            f"{options.engine.value} engine"
         )
         if sys.stdout.isatty():
             self._begin_live()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,6 +15,9 @@ from dynftrace_emu._version import __version__
 from dynftrace_emu.cli.inspect import inspect
 from dynftrace_emu.cli.run import run
 from dynftrace_emu.errors import DynftraceError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["cli", "run_cli"]
 

@@ -12,13 +12,16 @@ __all__ = ["TracingType", "image_argument", "json_option", "variant_option"]
 VARIANTS = ("dynamic", "static", "none")
 
 
-class TracingType(click.ParamType):
+class TracingType(click.ParamType[tuple[float, float | None]]):
     """``FROM[:UNTIL]`` in seconds."""
 
     name = "from[:until]"
 
     def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None  # noqa: ANN401
+        self,
+        value: Any,
+        param: click.Parameter | None,
+        ctx: click.Context | None,
     ) -> tuple[float, float | None]:
         """Parse; whether FROM comes before UNTIL is checked with the other options."""
         if isinstance(value, tuple):

@@ -32,44 +32,88 @@ _PAGE = 145  # records in a page; the model checks that this is ENTRIES_PER_PAGE
     "--iterations 200 --tracing 1:3 --json"
 )
 @image_argument()
-@click.option("--engine", type=click.Choice(["threaded", "deterministic"]),
-              help="A thread a vCPU and the wall clock, or one seeded thread and a virtual clock. "
-              "[default: threaded, where the image has safepoints]")
-@click.option("--seed", type=int, default=0, show_default=True,
-              help="Schedule of the deterministic engine.")
+@click.option(
+    "--engine",
+    type=click.Choice(["threaded", "deterministic"]),
+    help="A thread a vCPU and the wall clock, or one seeded thread and a virtual clock. "
+    "[default: threaded, where the image has safepoints]",
+)
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Schedule of the deterministic engine."
+)
 @click.option("--vcpus", type=int, default=2, show_default=True, help="1 to 64.")
-@click.option("--seconds", type=float,
-              help="Run so long. [default: 5; no limit where --iterations is given alone]")
+@click.option(
+    "--seconds",
+    type=float,
+    help="Run so long. [default: 5; no limit where --iterations is given alone]",
+)
 @click.option("--iterations", type=int, help="Each vCPU ends after so many workload iterations.")
-@click.option("--period", type=float, default=1.0, show_default=True,
-              help="Seconds the daemon sleeps.")
-@click.option("--boot-records", type=int, default=_PAGE, show_default=True,
-              help="Records allocated at boot, in whole pages; 0: none.")
-@click.option("--site", type=click.Choice(["jmp", "nop"]), default="jmp", show_default=True,
-              help="What a call becomes: the seed's jump, or the later 5-byte nop.")
-@click.option("--tracing", type=TracingType(), metavar="FROM[:UNTIL]",
-              help="Seconds between which tracing is on: calls put back, and away again.")
-@click.option("--nmi-rate", type=float, default=0.0, show_default=True, metavar="HZ",
-              help="NMIs a second and vCPU, at most.")
-@click.option("--park", type=click.Choice(["preemptible", "anywhere"]),
-              help="Where a stop may park a vCPU (deterministic). [default: preemptible]")
-@click.option("--virtual-hz", type=int,
-              help="Instructions a vCPU in a virtual second (deterministic). [default: 2000000]")
+@click.option(
+    "--period", type=float, default=1.0, show_default=True, help="Seconds the daemon sleeps."
+)
+@click.option(
+    "--boot-records",
+    type=int,
+    default=_PAGE,
+    show_default=True,
+    help="Records allocated at boot, in whole pages; 0: none.",
+)
+@click.option(
+    "--site",
+    type=click.Choice(["jmp", "nop"]),
+    default="jmp",
+    show_default=True,
+    help="What a call becomes: the seed's jump, or the later 5-byte nop.",
+)
+@click.option(
+    "--tracing",
+    type=TracingType(),
+    metavar="FROM[:UNTIL]",
+    help="Seconds between which tracing is on: calls put back, and away again.",
+)
+@click.option(
+    "--nmi-rate",
+    type=float,
+    default=0.0,
+    show_default=True,
+    metavar="HZ",
+    help="NMIs a second and vCPU, at most.",
+)
+@click.option(
+    "--park",
+    type=click.Choice(["preemptible", "anywhere"]),
+    help="Where a stop may park a vCPU (deterministic). [default: preemptible]",
+)
+@click.option(
+    "--virtual-hz",
+    type=int,
+    help="Instructions a vCPU in a virtual second (deterministic). [default: 2000000]",
+)
 @variant_option()
 @click.option("--workload", help="What the vCPUs do: default, leaf, compute, shared.")
 @json_option("Print one JSON document, and nothing else, on stdout.")
 @click.option("-v", "--verbose", is_flag=True, help="Show the guest's own messages, on stderr.")
 @click.option("--watch", metavar="FUNC", help="Tell the life of FUNC's call site as a timeline.")
-@click.option("--repro", type=click.Path(exists=True, dir_okay=False, path_type=Path),
-              help="Run again what a failed run wrote to this file.")
+@click.option(
+    "--repro",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Run again what a failed run wrote to this file.",
+)
 @click.pass_context
-def run(ctx: click.Context, as_json: bool, verbose: bool, watch: str | None,
-        repro: Path | None, **values: Any) -> int:  # noqa: ANN401
+def run(
+    ctx: click.Context,
+    /,
+    as_json: bool,
+    verbose: bool,
+    watch: str | None,
+    repro: Path | None,
+    **values: Any,
+) -> int:
     """Boot IMAGE and watch it record its call sites, get them patched, and settle.
 
     IMAGE is a built-in name (mini-kernel, mini-kernel-nmi-broken), else a path to assembly text
     (./x forces a path).
-    """  # fmt: skip
+    """
     from dynftrace_emu.cli.repro import read_repro
 
     if repro is not None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from dynftrace_emu.ftrace.run import Run
 
 __all__ = ["summary"]
@@ -25,9 +26,7 @@ def summary(run: Run, result: dict[str, Any]) -> Iterator[str]:
         yield _stops(result)
     yield from _tracing(result)
     work = result["workload"]
-    for cpu, (count, checksum) in enumerate(
-        zip(work["iterations"], work["checksum"], strict=True)
-    ):
+    for cpu, (count, checksum) in enumerate(zip(work["iterations"], work["checksum"], strict=True)):
         yield f"vCPU {cpu}: {count:,} iterations, checksum {checksum}"
 
 

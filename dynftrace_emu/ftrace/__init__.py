@@ -1,0 +1,1 @@
+"""The seed: records, recorder, patcher, ftraced."""

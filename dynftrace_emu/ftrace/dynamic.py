@@ -4,14 +4,13 @@ States: recording (mcount leads to the recorder), tracing (to the tracer), off (
 changes only in :meth:`_run_update_code`, inside stop_machine.
 
 Locks, in the order they are taken: ``_ftraced_lock`` (a pass, or a switch of tracing, as a whole),
-the machine's stop lock, ``_record_lock`` (a record or a page made; a leaf, taken by vCPU threads). Nothing
-waits for a vCPU while it holds ``_record_lock``.
+the machine's stop lock, ``_record_lock`` (a record or a page made; a leaf, taken by vCPU threads).
+Nothing waits for a vCPU while it holds ``_record_lock``.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -29,7 +28,6 @@ from dynftrace_emu.ftrace.events import (
     TextChanged,
     TracingSwitched,
 )
-from dynftrace_emu.ftrace.patcher import Outcome
 from dynftrace_emu.ftrace.protocols import Protocol, stop_machine_protocol
 from dynftrace_emu.ftrace.records import FtraceHash, hash_long
 from dynftrace_emu.kernel.structs import ENTRIES_PER_PAGE, FTRACE_RECORD_PORT, Skip
@@ -37,8 +35,11 @@ from dynftrace_emu.machine.machine import TextSpan
 from dynftrace_emu.machine.vcpu import Reg, VCpu
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from numpy.typing import NDArray
 
+    from dynftrace_emu.ftrace.patcher import Outcome
     from dynftrace_emu.kernel.guest import GuestKernel
 
 __all__ = ["DynamicFtrace", "Pass"]
@@ -109,8 +110,9 @@ class DynamicFtrace:
     # --- recording (S1, S2, S4) ---
 
     def _record_ip(self, vcpu: VCpu) -> int:
-        """The hook behind a miss of the guest's recorder. Looks again, since another vCPU may have
-        recorded the site meanwhile, or a pass patched it.
+        """The hook behind a miss of the guest's recorder.
+
+        It looks again: another vCPU may have recorded the site meanwhile, or a pass patched it.
         """
         ip, parent_ip = vcpu[Reg.RDI], vcpu[Reg.RSI]
         with self._record_lock:

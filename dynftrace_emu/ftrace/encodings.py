@@ -6,7 +6,6 @@ An encoding is a value: it says which bytes it is at given addresses, and writes
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -14,9 +13,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
-__all__ = ["DISABLED", "JMP", "MCOUNT_INSN_SIZE", "NOP", "Call", "Encoding", "Jump", "Nop", "matches"]
+__all__ = [
+    "DISABLED",
+    "JMP",
+    "MCOUNT_INSN_SIZE",
+    "NOP",
+    "Call",
+    "Encoding",
+    "Jump",
+    "Nop",
+    "matches",
+]
 
 MCOUNT_INSN_SIZE = 5
 _CALL_OPCODE = 0xE8

@@ -93,7 +93,9 @@ class RunOptions:
         if self.tracing is None:
             return
         begin, end = self.tracing
-        _require(begin >= 0 and math.isfinite(begin), f"--tracing {begin:g}: FROM must be 0 or more")
+        _require(
+            begin >= 0 and math.isfinite(begin), f"--tracing {begin:g}: FROM must be 0 or more"
+        )
         if end is not None:
             _require(
                 begin < end < math.inf, f"--tracing {begin:g}:{end:g}: FROM must be before UNTIL"

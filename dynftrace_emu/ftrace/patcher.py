@@ -60,8 +60,10 @@ class Patcher:
         self.mismatches: list[PatchMismatch] = []
 
     def apply(self, change: TextChange) -> Outcome:
-        """Change the sites that hold their old bytes. One that holds the new ones already is done;
-        any other is left as it is and reported in :attr:`mismatches`.
+        """Change the sites that hold their old bytes.
+
+        One that holds the new ones already is done; any other is left as it is and reported in
+        :attr:`mismatches`.
         """
         found = self._machine.memory.gather(change.sites, change.old.shape[1])
         already = matches(found, change.new)

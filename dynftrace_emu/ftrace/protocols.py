@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
 __all__ = ["CompareExchange", "Protocol", "Step", "Sync", "TextChange", "stop_machine_protocol"]
@@ -33,8 +32,10 @@ class TextChange:
 
 @dataclass(frozen=True, slots=True)
 class CompareExchange:
-    """At each address: if the bytes are ``old``, store ``new``. Rows of 2 bytes are one locked
-    16-bit exchange each; longer ones are for a machine that is stopped.
+    """At each address: if the bytes are ``old``, store ``new``.
+
+    Rows of 2 bytes are one locked 16-bit exchange each; longer ones are for a machine that is
+    stopped.
     """
 
     addresses: NDArray[np.uint64]

@@ -110,7 +110,8 @@ class RecordPages:
 
     def failed(self, start: int = 0) -> NDArray[np.bool_]:
         """Likewise, whether it is marked failed."""
-        return self._column("failed", start) != 0
+        marks: NDArray[np.uint32] = self._column("failed", start)
+        return marks.astype(np.bool_)
 
     def mark_failed(self, numbers: NDArray[np.int64]) -> None:
         """Mark records that must never be tried again."""
@@ -127,7 +128,7 @@ class RecordPages:
         for page in self.pages[: self._in_use + 1]:
             yield self._memory.view(page + FTRACE_PAGE.size, DYN_FTRACE.dtype, self._index(page))
 
-    def _header(self, page: int) -> Any:  # noqa: ANN401 - a NumPy record has no better type
+    def _header(self, page: int) -> Any:
         return self._memory.view(page, FTRACE_PAGE.dtype)[0]
 
     def _index(self, page: int) -> int:
@@ -172,7 +173,8 @@ class FtraceHash:
     def drop(self, ips: NDArray[np.uint64], failed: set[int]) -> None:
         """Empty the chains of ``ips`` of everything but what has ``failed`` (S6).
 
-        Nothing else is in them: a record is in the hash until a pass has seen it. Memory and links of those that leave stay as they are: a look-up may be standing on one.
+        Nothing else is in them: a record is in the hash until a pass has seen it. Memory and links
+        of those that leave stay as they are: a look-up may be standing on one.
         """
         buckets = np.unique(_hash_array(ips))
         if not failed:

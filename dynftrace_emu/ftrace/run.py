@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -20,6 +19,8 @@ from dynftrace_emu.machine.engine import Park, RunEnd
 from dynftrace_emu.machine.threaded import ThreadedEngine
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from dynftrace_emu.kernel.image import KernelImage
     from dynftrace_emu.machine.engine import Engine, Kthread
     from dynftrace_emu.machine.machine import Machine
@@ -144,7 +145,7 @@ def _refuse_locked(options: RunOptions, image: KernelImage) -> None:
     if options.vcpus > 1:
         where = image.symbolize(image.scan.locked[0])
         raise OptionError(
-            f"--engine threaded: {image.name} has LOCK-prefixed instructions, the first at {where}; "
+            f"--engine threaded: {image.name} has LOCK-prefixed instructions, first at {where}; "
             "they are not atomic between its vCPUs: use --vcpus 1 or --engine deterministic"
         )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +19,8 @@ from dynftrace_emu.ftrace.events import (
 from dynftrace_emu.kernel.disassembly import disassemble
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from dynftrace_emu.ftrace.run import Run
 
 __all__ = ["Watch"]

@@ -1,0 +1,1 @@
+"""What runs in the machine: images, symbols, the assembler, the guest/host contract."""

@@ -8,15 +8,25 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import keystone
 
 from dynftrace_emu.errors import AssemblyError
 from dynftrace_emu.kernel.preprocessor import LOCAL_PREFIX, Line, Preprocessed, Preprocessor, Read
 
-__all__ = ["TEXT_SECTIONS", "Assembled", "AssembledSection", "AssembledSymbol", "assemble", "assemble_bytes"]
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+__all__ = [
+    "TEXT_SECTIONS",
+    "Assembled",
+    "AssembledSection",
+    "AssembledSymbol",
+    "assemble",
+    "assemble_bytes",
+]
 
 TEXT_SECTIONS = (".text", ".init.text")
 PAGE_SHIFT = 12

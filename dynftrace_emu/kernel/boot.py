@@ -6,10 +6,9 @@ each vCPU, stacks with a guard below each, and the ``boot_params``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from dynftrace_emu.kernel.guest import GuestKernel
-from dynftrace_emu.kernel.image import KernelImage
 from dynftrace_emu.kernel.structs import (
     BOOT_PARAMS,
     NMI_STACK_SLOT,
@@ -35,6 +34,11 @@ from dynftrace_emu.machine.engine import CpuWords, Engine
 from dynftrace_emu.machine.machine import Machine
 from dynftrace_emu.machine.memory import GuestMemory
 from dynftrace_emu.machine.vcpu import Reg
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dynftrace_emu.kernel.image import KernelImage
 
 __all__ = ["DEFAULT_HZ", "boot"]
 
@@ -77,9 +81,7 @@ def boot(
         _map_cpu(memory, cpu, percpu)
     if "boot_params" in image.symbols:
         _write_boot_params(memory, image, nr_vcpus, hz, workload, iterations)
-    machine = Machine(
-        memory, nr_vcpus, engine, timer_vector=TIMER_VECTOR, hz=hz, nmi_rate=nmi_rate
-    )
+    machine = Machine(memory, nr_vcpus, engine, timer_vector=TIMER_VECTOR, hz=hz, nmi_rate=nmi_rate)
     for cpu in range(nr_vcpus):
         _set_up_vcpu(machine, image, cpu, percpu)
     kernel = GuestKernel(machine, image)
@@ -108,7 +110,11 @@ def percpu_address(cpu: int, size: int) -> int:
 
 def _map_cpu(memory: GuestMemory, cpu: int, percpu: int) -> None:
     memory.map(
-        f"percpu{cpu}", percpu_address(cpu, percpu), percpu, writable=True, purpose="per-CPU area, GS"
+        f"percpu{cpu}",
+        percpu_address(cpu, percpu),
+        percpu,
+        writable=True,
+        purpose="per-CPU area, GS",
     )
     memory.map(
         f"descriptors{cpu}", _descriptors(cpu), PAGE_SIZE, writable=True, purpose="GDT and TSS"

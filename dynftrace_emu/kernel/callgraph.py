@@ -1,4 +1,4 @@
-"""A static walk of the call graph: can an NMI reach a call to mcount? (S12)"""
+"""A static walk of the call graph: whether an NMI can reach a call to mcount (S12)."""
 
 from __future__ import annotations
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from dynftrace_emu.errors import GuestFault
 from dynftrace_emu.kernel.disassembly import disassemble
 from dynftrace_emu.machine.vcpu import Reg, VCpu
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from dynftrace_emu.errors import GuestFault
     from dynftrace_emu.kernel.guest import GuestKernel
 
 __all__ = ["crash_report"]
@@ -42,7 +43,8 @@ def _lines(kernel: GuestKernel, fault: GuestFault, patches: list[str]) -> Iterat
     if fault.cr2 is not None:
         yield f"CR2 {fault.cr2:#018x}  {kernel.describe(fault.cr2)}"
     yield f"RIP {fault.rip:#018x}  {kernel.image.symbolize(fault.rip)}"
-    yield f"RFLAGS {vcpu[Reg.RFLAGS]:#x} ({'interrupts on' if vcpu.interrupts_on else 'interrupts off'})"
+    state = "on" if vcpu.interrupts_on else "off"
+    yield f"RFLAGS {vcpu[Reg.RFLAGS]:#x} (interrupts {state})"
     yield f"t = {kernel.machine.engine.vcpu_time(vcpu):.6f} s  task: {kernel.current(fault.vcpu)}"
     for row in _REGISTERS:
         yield "  ".join(f"{register.name:>3} {vcpu[register]:016x}" for register in row)

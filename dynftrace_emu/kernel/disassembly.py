@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import capstone
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 __all__ = ["CALL_SIZE", "TextScan", "disassemble", "scan_text"]
 
@@ -27,13 +31,11 @@ class TextScan:
     safepoints: list[int] = field(default_factory=list)
 
 
-def scan_text(
-    address: int, data: bytes, starts: Iterable[int], safepoint_port: int
-) -> TextScan:
+def scan_text(address: int, data: bytes, starts: Iterable[int], safepoint_port: int) -> TextScan:
     """Sweep one text section, beginning anew at each of ``starts`` (function starts)."""
     scan = TextScan()
-    bounds = sorted({address, *starts}) + [address + len(data)]
-    for begin, end in zip(bounds, bounds[1:], strict=False):
+    bounds = [*sorted({address, *starts}), address + len(data)]
+    for begin, end in itertools.pairwise(bounds):
         _scan_range(scan, begin, data[begin - address : end - address], safepoint_port)
     return scan
 
@@ -65,7 +67,9 @@ def disassemble(code: bytes, address: int, count: int = 0) -> list[tuple[int, by
     while offset < len(code) and not (count and len(lines) >= count):
         found = next(_disassembler.disasm_lite(code[offset:], address + offset, 1), None)
         if found is None:
-            lines.append((address + offset, code[offset : offset + 1], f".byte {code[offset]:#04x}"))
+            lines.append(
+                (address + offset, code[offset : offset + 1], f".byte {code[offset]:#04x}")
+            )
             offset += 1
             continue
         at, size, mnemonic, operands = found

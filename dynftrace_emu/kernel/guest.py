@@ -6,7 +6,6 @@ for when the machine is stopped.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,8 @@ from dynftrace_emu.kernel.structs import PCPU, STACK_SLOT, STACKS_PER_CPU, TASK,
 from dynftrace_emu.machine.vcpu import Reg, VCpu
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from dynftrace_emu.kernel.image import KernelImage
@@ -51,9 +52,7 @@ class GuestKernel:
 
     def __init__(self, machine: Machine, image: KernelImage) -> None:
         self.machine, self.image = machine, image
-        self._pcpu = [
-            machine.memory.view(vcpu[Reg.GS_BASE], PCPU.dtype) for vcpu in machine.vcpus
-        ]
+        self._pcpu = [machine.memory.view(vcpu[Reg.GS_BASE], PCPU.dtype) for vcpu in machine.vcpus]
 
     # --- per-CPU ---
 

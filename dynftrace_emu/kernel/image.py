@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +18,8 @@ from dynftrace_emu.kernel.structs import PCPU, asm_offsets
 from dynftrace_emu.machine.hypercalls import Port
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
     from numpy.typing import NDArray
 
 __all__ = ["FIRMWARE", "LINK_ADDRESS", "KernelImage", "Segment", "Symbol"]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from dynftrace_emu.errors import ImageError, OptionError
 from dynftrace_emu.kernel.image import KernelImage, firmware_path
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = ["BUILTIN_IMAGES", "VARIANTS", "load_image", "mini_kernel", "workloads"]
 

@@ -1,8 +1,8 @@
-"""What GNU as has and Keystone lacks, expanded before Keystone sees the text.
+r"""What GNU as has and Keystone lacks, expanded before Keystone sees the text.
 
-Handled here: comments anywhere, ``;``, ``.include``, ``.macro``/``.endm`` (with ``\\arg``, ``\\@``,
-``\\()`` and defaults), ``.irp``, ``.rept``, ``.ifdef``/``.ifndef``/``.else``/``.endif``, numeric labels
-(``1:``, ``1b``, ``1f``), sections, ``.type``/``.size`` of functions and ``.percpu NAME, SIZE``.
+Handled here: comments anywhere, ``;``, ``.include``, ``.macro``/``.endm`` (with ``\arg``, ``\@``,
+``\()`` and defaults), ``.irp``, ``.rept``, ``.ifdef``/``.ifndef``/``.else``/``.endif``, numeric
+labels (``1:``, ``1b``, ``1f``), sections, ``.type``/``.size`` of functions and ``.percpu NAME, SIZE``.
 Everything else goes through. The macros are expanded here, not by Keystone, because functions that
 a macro declares are functions too.
 """
@@ -21,7 +21,9 @@ __all__ = ["LOCAL_PREFIX", "Line", "Preprocessed", "Preprocessor"]
 
 _LABEL = re.compile(r"\s*([A-Za-z_.$][\w.$]*|\d+):")
 _NUMERIC_REFERENCE = re.compile(r"\b(\d+)([bf])\b")
-_QUOTED_OR_COMMENT = re.compile(r"\"(?:\\.|[^\"\\])*\"|'(?:\\.|[^'\\])'|#[^\n]*|//[^\n]*|/\*.*?\*/", re.DOTALL)
+_QUOTED_OR_COMMENT = re.compile(
+    r"\"(?:\\.|[^\"\\])*\"|'(?:\\.|[^'\\])'|#[^\n]*|//[^\n]*|/\*.*?\*/", re.DOTALL
+)
 _LOCAL_LABEL = re.compile(r"(?<![\w.])\.L(?=\w)")
 LOCAL_PREFIX = "__local_"
 _MAX_DEPTH = 32
@@ -269,7 +271,7 @@ class Preprocessor:
         given = _split(rest, ",") if rest else []
         if len(given) > len(macro.parameters):
             raise line.error(f"too many arguments: {line.text!r}")
-        values = {name: default for name, default in macro.parameters}
+        values = dict(macro.parameters)
         for (name, _), value in zip(macro.parameters, given, strict=False):
             values[name] = value
         body = self._substitute(macro.body, values)
@@ -325,7 +327,7 @@ class Preprocessor:
         rest = Line(text, line.file, line.number)
         if text != line.text:
             self._run([rest], depth + 1)
-        elif  '"' in text:
+        elif '"' in text:
             self._emit(rest)
         else:
             resolved = _NUMERIC_REFERENCE.sub(self._resolve_numeric, text)

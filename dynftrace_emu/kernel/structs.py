@@ -35,7 +35,7 @@ PAGE_SIZE = 4096
 
 @dataclass(frozen=True)
 class GuestStruct:
-    """A structure in guest memory: ``fields`` are (name, NumPy type, meaning), in order, unpadded."""
+    """A structure in guest memory: ``fields`` are (name, NumPy type, meaning), unpadded."""
 
     name: str
     fields: tuple[tuple[str, str, str], ...]

@@ -12,7 +12,6 @@ from __future__ import annotations
 import heapq
 import itertools
 import random
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -31,6 +30,8 @@ from dynftrace_emu.machine.machine import STOP_LIMIT_S
 from dynftrace_emu.machine.vcpu import Exit, ExitReason, Reg, VCpu
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from dynftrace_emu.machine.machine import Machine
 
 __all__ = ["DEFAULT_VIRTUAL_HZ", "DeterministicEngine"]
@@ -241,20 +242,23 @@ class DeterministicEngine(Engine):
 
     def _deliver(self, slot: _Slot) -> int:
         """Deliver an NMI or the tick if the CPU takes it now; returns how far to run at most."""
-        vcpu = slot.vcpu
-        if vcpu.nmi.take():
-            self.deliver_nmi(vcpu)
+        if slot.vcpu.nmi.take():
+            self.deliver_nmi(slot.vcpu)
+            slot.state = VCpuState.RUNNING
         elif slot.timer_pending:
-            if not vcpu.interrupts_on:
-                return _WINDOW_SLICE
-            if in_interrupt_shadow(vcpu):
-                self._after(slot, vcpu.step())
-                slot.clock += 1
-                if not vcpu.interrupts_on:
-                    return _WINDOW_SLICE
-            slot.timer_pending = False
-            self.set_clock(vcpu, slot.clock / self.virtual_hz)
-            self.deliver_timer(vcpu)
+            return self._deliver_tick(slot)
+        return max(_SLICES)
+
+    def _deliver_tick(self, slot: _Slot) -> int:
+        if slot.vcpu.interrupts_on and in_interrupt_shadow(slot.vcpu):
+            slot.clock += 1
+            self._after(slot, slot.vcpu.step())
+        if not slot.vcpu.interrupts_on:
+            return _WINDOW_SLICE
+        slot.timer_pending = False
+        self.set_clock(slot.vcpu, slot.clock / self.virtual_hz)
+        self.deliver_timer(slot.vcpu)
+        slot.state = VCpuState.RUNNING  # it may have stood at a hlt
         return max(_SLICES)
 
     def _after(self, slot: _Slot, exit_: Exit) -> None:

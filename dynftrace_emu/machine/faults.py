@@ -100,7 +100,7 @@ def _effective_address(vcpu: VCpu, insn: capstone.CsInsn, mem: cs_x86.X86OpMem) 
         total += vcpu[Reg.GS_BASE]
     elif mem.segment == cs_x86.X86_REG_FS:
         total += vcpu[Reg.FS_BASE]
-    return total & 0xFFFF_FFFF_FFFF_FFFF
+    return int(total) & 0xFFFF_FFFF_FFFF_FFFF
 
 
 def _value(vcpu: VCpu, name: str) -> int:

@@ -255,9 +255,7 @@ class GuestMemory:
         region = self.find(address)
         if region is None or address + kind.itemsize * count > region.end:
             raise ImageError(f"{count} x {kind} at {address:#x} is not within a mapped region")
-        return np.frombuffer(
-            self._ram, kind, count, region.physical + address - region.address
-        )
+        return np.frombuffer(self._ram, kind, count, region.physical + address - region.address)
 
     def gather(self, addresses: NDArray[np.uint64], size: int) -> NDArray[np.uint8]:
         """``size`` bytes at each of ``addresses``, as rows.

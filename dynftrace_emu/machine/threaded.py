@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING
@@ -27,10 +26,13 @@ from dynftrace_emu.machine.machine import STOP_LIMIT_S
 from dynftrace_emu.machine.vcpu import Exit, ExitReason, VCpu
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from dynftrace_emu.machine.machine import Machine
 
 __all__ = ["ThreadedEngine"]
 
+_NOTHING = Request(0)
 _LOST_VCPU_S = 2.0
 """How long to wait for a vCPU that was killed to come back, before its state is read."""
 
@@ -49,7 +51,7 @@ class _Slot:
 
     vcpu: VCpu
     state: VCpuState = VCpuState.WAITING
-    requests: Request = Request(0)
+    requests: Request = _NOTHING
     thread: threading.Thread | None = None
     in_guest: bool = False
     lost: bool = False

@@ -1,8 +1,8 @@
 """One emulated CPU. The only module that knows Unicorn.
 
-:meth:`VCpu.run` returns why it came back, the way ``KVM_RUN`` does. Unicorn does not tell: a ``hlt``,
-a stop and a used-up budget look alike. So every hook that ends a run says so here, and the ``hlt``
-and ``iret`` instructions of the image are watched.
+:meth:`VCpu.run` returns why it came back, the way ``KVM_RUN`` does. Unicorn does not tell: a
+``hlt``, a stop and a used-up budget look alike. So every hook that ends a run says so here, and the
+``hlt`` and ``iret`` instructions of the image are watched.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from enum import Enum, IntEnum, auto
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import unicorn
 from unicorn import x86_const as x86
 
@@ -20,6 +19,7 @@ from dynftrace_emu.errors import AddressSpaceError, DynftraceError
 from dynftrace_emu.machine.nmi import NmiLatch
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from dynftrace_emu.machine.memory import GuestMemory
@@ -274,7 +274,7 @@ class VCpu:
     def sync(self) -> None:
         """Drop what was translated from text that changed since (``sync_core``)."""
         if len(self._stale) >= _FLUSH_THRESHOLD:
-            self._uc.ctl_flush_tb()
+            self._uc.ctl_flush_tb()  # type: ignore[attr-defined]
         else:
             for begin, end in self._stale:
                 self._uc.ctl_remove_cache(begin, end)
@@ -300,9 +300,7 @@ class VCpu:
         self._exit = Exit(ExitReason.EXCEPTION, vector)
         uc.emu_stop()
 
-    def _on_out(
-        self, uc: unicorn.Uc, port: int, _size: int, value: int, _data: object
-    ) -> None:
+    def _on_out(self, uc: unicorn.Uc, port: int, _size: int, value: int, _data: object) -> None:
         handler = self.out_ports.get(port)
         if handler is not None and (wanted := handler(self, value)) is not None:
             self._exit = wanted

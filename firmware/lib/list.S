@@ -8,7 +8,7 @@
 
 .set LIST_NEXT, 0
 .set LIST_PREV, 8
-.set MAX_LIST_LENGTH_BITS, 20
+.set MAX_LIST_LENGTH_BITS, 12
 
 # What a deleted entry points to: not canonical, so that its use faults.
 .set LIST_POISON1, 0xdead000000100100

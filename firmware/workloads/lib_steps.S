@@ -30,14 +30,14 @@ END steps_alloc
 # struct sort_state
 .set SORT_ROUND, 0
 .set SORT_ARRAY, 8
-.set SORT_STATE_SIZE, 8 + 64            # the largest array of sort_rounds
+.set SORT_STATE_SIZE, 8 + 48            # the largest array of sort_rounds
 
         .rodata
         .p2align 3
 # The rounds: element size, cmp, algorithm, elements. Each size has a swap of its own.
 sort_rounds:
         .quad 4, cmp_u32, sort, 8
-        .quad 8, cmp_u64, insertion_sort, 8
+        .quad 8, cmp_u64, insertion_sort, 6
         .quad 12, cmp_u32, sort, 4      # swapped byte by byte: fewer
         .quad 4, cmp_u32, insertion_sort, 8
         .text
@@ -101,7 +101,7 @@ FUNC sort_step
         lea rsi, [r12+SORT_ARRAY]
         mov rdx, [r13]
         imul rdx, [r13+24]
-        call crc32_le
+        call crc32_le_slice4
         mov rdi, rbx
         mov esi, eax
         call checksum_fold
@@ -264,11 +264,11 @@ END hash_step
 
         .rodata
 .Lstring_format:
-        .asciz "eth0: %s=%d 0x%x"
+        .asciz "rx: %s=%d 0x%x"
 .Lstring_name:
-        .asciz "rx_bytes"
+        .asciz "bytes"
 .Lstring_name_upper:
-        .asciz "RX_BYTES"
+        .asciz "BYTES"
 .Lstring_suffix:
         .asciz " up\n"
         .text
@@ -341,7 +341,40 @@ FUNC string_in_page
 1:      ud2
 END string_in_page
 
-# rbx = task, r12 = state, r13 = two 32-bit random numbers, r14 = length of the text
+# static u64 string_copy(struct string_state *state): state->copy becomes the text without its "rx: ",
+# and " up"; returns the length.
+FUNC string_copy
+        push rbx
+        push r12
+        mov rbx, rdi
+        lea rdi, [rbx+STRING_COPY]
+        lea rsi, [rbx+STRING_TEXT]
+        mov edx, STRING_TEXT_SIZE
+        call strlcpy
+        lea rdi, [rbx+STRING_COPY]
+        lea rsi, [rip+.Lstring_suffix]
+        mov edx, STRING_TEXT_SIZE
+        call strlcat
+        mov r12, rax
+        lea rdi, [rbx+STRING_COPY]
+        lea rsi, [rdi+4]
+        lea rdx, [r12-3]
+        call memmove
+        lea rdi, [rbx+STRING_COPY]
+        lea rsi, [rip+.Lstring_name_upper]
+        mov edx, 3
+        call strncmp
+        test eax, eax
+        jle 1f                          # lower case comes behind upper case
+        lea rax, [r12-4]
+        pop r12
+        pop rbx
+        RETURN
+1:      ud2
+END string_copy
+
+# rbx = task, r12 = state, r13 = two 32-bit random numbers. Odd rounds parse what was formatted,
+# even ones copy and sum it up.
 FUNC string_step
         push rbx
         push r12
@@ -352,7 +385,7 @@ FUNC string_step
         inc qword ptr [r12+STRING_ROUND]
         lea rdi, [rbx+TASK_RNG]
         call prandom_u64
-        mov r13, 0x0000ffff0000ffff     # short numbers: a step has its price
+        mov r13, 0x00000fff00000fff     # short numbers: a step has its price
         and r13, rax
 
         lea rdi, [r12+STRING_TEXT]
@@ -363,7 +396,8 @@ FUNC string_step
         mov r9, r13
         shr r9, 32
         call snprintf
-        mov r14, rax
+        test byte ptr [r12+STRING_ROUND], 1
+        je 1f
 
         lea rdi, [r12+STRING_TEXT]
         call string_parse
@@ -375,35 +409,18 @@ FUNC string_step
         mov rdi, rbx
         mov rsi, rax
         call checksum_fold
+        jmp 2f
 
-        lea rdi, [r12+STRING_COPY]
-        lea rsi, [r12+STRING_TEXT]
-        mov edx, STRING_TEXT_SIZE
-        call strlcpy
-        lea rdi, [r12+STRING_COPY]
-        lea rsi, [rip+.Lstring_suffix]
-        mov edx, STRING_TEXT_SIZE
-        call strlcat
+1:      mov rdi, r12
+        call string_copy
         mov r14, rax
-        lea rdi, [r12+STRING_COPY]      # drop "eth0: "
-        lea rsi, [rdi+6]
-        lea rdx, [r14-5]
-        call memmove
-        sub r14, 6
-        lea rdi, [r12+STRING_COPY]
-        lea rsi, [rip+.Lstring_name_upper]
-        mov edx, 3
-        call strncmp
-        test eax, eax
-        jle 3f                          # lower case comes behind upper case
-
         mov edi, -1
         lea rsi, [r12+STRING_COPY]
         mov rdx, r14
         call crc32_le
+        mov r13d, eax
         mov rdi, rbx
         mov esi, eax
-        mov r13d, eax
         call checksum_fold
         lea rdi, [r12+STRING_COPY]
         mov rsi, r14
@@ -411,8 +428,7 @@ FUNC string_step
         mov rdi, rbx
         mov rsi, rax
         call checksum_fold
-
-        test qword ptr [r12+STRING_ROUND], 7
+        test byte ptr [r12+STRING_ROUND], 7
         jne 2f
         lea rdi, [r12+STRING_COPY]
         mov rsi, r14
@@ -635,7 +651,7 @@ END tree_step
 .set LSTATE_EVEN, 0                     # struct list_head
 .set LSTATE_ODD, 16                     # struct list_head
 .set LSTATE_ITEMS, 32                   # struct list_item[LIST_ITEMS]
-.set LIST_ITEMS, 8
+.set LIST_ITEMS, 6
 .set LSTATE_SIZE, LSTATE_ITEMS + LIST_ITEMS * LITEM_SIZE
 
 FUNC list_setup

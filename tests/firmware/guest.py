@@ -72,9 +72,7 @@ class Guest:
         self.write_u64(PCPU_AT + PCPU.offset("zone_end"), HEAP + HEAP_SIZE)
         self.write_u64(TASK_AT + TASK.offset("rng"), 0x9E3779B97F4A7C15)
         self.console = bytearray()
-        self.uc.hook_add(
-            unicorn.UC_HOOK_INSN, self._out, None, 1, 0, x86.UC_X86_INS_OUT
-        )
+        self.uc.hook_add(unicorn.UC_HOOK_INSN, self._out, None, 1, 0, x86.UC_X86_INS_OUT)
 
     def _out(self, uc, port, size, value, data) -> None:
         if port == 0xE9:
@@ -96,7 +94,9 @@ class Guest:
         for section in self.unit.sections:
             flags = present | (writable if section.name in (".data", ".bss") else 0)
             flags |= 0 if section.name in TEXT_SECTIONS else no_execute
-            for page in range(section.address - BASE, section.address - BASE + len(section.data), 0x1000):
+            for page in range(
+                section.address - BASE, section.address - BASE + len(section.data), 0x1000
+            ):
                 self.write_u64(pts + (page >> 12) * 8, IMAGE + page | flags)
         self.uc.reg_write(x86.UC_X86_REG_CR3, pml4)
         self.uc.reg_write(x86.UC_X86_REG_CR4, 1 << 5)  # PAE

@@ -23,12 +23,14 @@ SERVICES = (
     "kmem_cache_free", "memcpy", "memset", "memcmp", "strcpy", "strcmp", "prandom_u64",
     "crc32_le", "checksum_fold", "wake_up_process", "cond_resched", "panic",
 )  # fmt: skip
-FS = sorted(f"fs/{path.name}" for path in (FIRMWARE / "fs").glob("*.S"))
+FS = ["lib/kfifo.S", *sorted(f"fs/{path.name}" for path in (FIRMWARE / "fs").glob("*.S"))]
 DRIVERS = sorted(f"drivers/{path.name}" for path in (FIRMWARE / "drivers").glob("*.S"))
 O_RDONLY, O_WRONLY, O_RDWR = 0, 1, 2
 O_CREAT, O_EXCL, O_TRUNC, O_APPEND, O_NONBLOCK = 0x40, 0x80, 0x200, 0x400, 0x800
 U64 = (1 << 64) - 1
-WRECK = "\n".join(f"mov {r}, 0x0dead00000000bad" for r in ("rcx", "rdx", "rsi", "rdi", "r8", "r9", "r10", "r11"))
+WRECK = "\n".join(
+    f"mov {r}, 0x0dead00000000bad" for r in ("rcx", "rdx", "rsi", "rdi", "r8", "r9", "r10", "r11")
+)
 
 
 def xorshift(state: int) -> tuple[int, int]:
@@ -53,9 +55,10 @@ def signed(value: int) -> int:
 def _stubs() -> str:
     lines = []
     for number, name in enumerate(SERVICES):
-        # The call's number goes in and the result comes back through memory: a port has 32 bits.
+        # The call's number goes out in AL; the result comes back through memory, as a port has 32 bits.
         lines.append(
-            f"{name}:\nmov eax, {number}\nout {PORT:#x}, al\n{WRECK}\nmov rax, gs:[service_result]\nret"
+            f"{name}:\nPREEMPT_DISABLE\nmov eax, {number}\nout {PORT:#x}, al\n{WRECK}\n"
+            "mov rax, gs:[service_result]\nPREEMPT_ENABLE\nret"
         )
     return ".percpu service_result, 8\n" + "\n".join(lines)
 
@@ -117,7 +120,9 @@ class Kernel(Guest):
 
     def _service(self, uc, port, size, number, data) -> None:
         if port == PORT:
-            args = [uc.reg_read(r) for r in (x86.UC_X86_REG_RDI, x86.UC_X86_REG_RSI, x86.UC_X86_REG_RDX)]
+            args = [
+                uc.reg_read(r) for r in (x86.UC_X86_REG_RDI, x86.UC_X86_REG_RSI, x86.UC_X86_REG_RDX)
+            ]
             result = getattr(self, SERVICES[number & 0xFF])(*args)
             self.write_u64(self.address("service_result"), result or 0)
 

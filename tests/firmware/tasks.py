@@ -65,7 +65,9 @@ class Tasks:
         raise AssertionError("the tasks do not come to an end")
 
     def _asleep(self, task: Task) -> bool:
-        return task.called_schedule and self.kernel.read_u64(task.address + TASK.offset("state")) != 0
+        return (
+            task.called_schedule and self.kernel.read_u64(task.address + TASK.offset("state")) != 0
+        )
 
     def _slice(self, task: Task) -> None:
         self.kernel.write_u64(PCPU_AT + PCPU.offset("current"), task.address)

@@ -1,4 +1,4 @@
-# A byte FIFO (kernel/kfifo.c): one reader and one writer need no lock, more need preemption off.
+# A byte FIFO (kernel/kfifo.c in its time): one reader and one writer need no lock, more need preemption off.
 # in and out count bytes for ever; the buffer, a power of two in size, follows the header.
 
 .include "linkage.inc"
