@@ -170,9 +170,11 @@ def _set_up_vcpu(machine: Machine, image: KernelImage, cpu: int, percpu: int) ->
     vcpu.watch(image.scan.halts, image.scan.irets)
     _write_pcpu(memory, area, cpu)
     machine.words[cpu] = CpuWords(
-        requests=area + PCPU.offset("requests") if image.scan.safepoints else None,
-        clock_ns=area + PCPU.offset("clock_ns"),
-        preempt_count=area + PCPU.offset("preempt_count"),
+        requests=memory.view(area + PCPU.offset("requests"), "<u8")
+        if image.scan.safepoints
+        else None,
+        clock_ns=memory.view(area + PCPU.offset("clock_ns"), "<u8"),
+        preempt_count=memory.view(area + PCPU.offset("preempt_count"), "<u8"),
     )
 
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_VIRTUAL_HZ", "DeterministicEngine"]
 
 DEFAULT_VIRTUAL_HZ = 2_000_000
-_SLICES = (3, 40, 600, 3000, 6000, 6000)
+_SLICES = (4, 60, 800, 6000, 12000, 12000)
 """Bounds that a slice's random length is drawn under: mostly long, now and then very short."""
 _PARK_SLICE = 48
 _WINDOW_SLICE = 16  # instructions between two looks whether IF is on
@@ -154,10 +154,17 @@ class DeterministicEngine(Engine):
         end = None if seconds is None else self._global_clock + round(seconds * self.virtual_hz)
         self._interrupted, self._end = False, None
         reason = self._run_until(end)
+        if reason is not RunEnd.TIME:
+            self._now_is_where_they_are()
         if reason is not RunEnd.SHUTDOWN:
             for slot in self._slots:
                 self._park(slot, Park.PREEMPTIBLE)
         return reason
+
+    def _now_is_where_they_are(self) -> None:
+        """The run ended between two events: time has come to the vCPU that got furthest."""
+        clocks = [slot.clock for slot in self._slots if slot.state is not VCpuState.WAITING]
+        self._global_clock = max([self._global_clock, *clocks])
 
     def _run_until(self, end: int | None) -> RunEnd:
         while True:

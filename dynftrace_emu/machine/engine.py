@@ -19,6 +19,9 @@ from dynftrace_emu.machine.interrupts import DeliveryError, deliver
 from dynftrace_emu.machine.vcpu import Exit, ExitReason, Reg, VCpu
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from dynftrace_emu.machine.machine import Machine
 
 __all__ = ["CpuWords", "Engine", "Kthread", "NmiWindow", "Park", "RunEnd", "VCpuState"]
@@ -68,11 +71,11 @@ class NmiWindow(Enum):
 
 @dataclass(frozen=True, slots=True)
 class CpuWords:
-    """Where a vCPU's words lie in guest memory (virtual addresses); None: it has no such word."""
+    """A vCPU's words in guest memory, as views of one ``uint64`` each; None: it has no such word."""
 
-    requests: int | None = None
-    clock_ns: int | None = None
-    preempt_count: int | None = None
+    requests: NDArray[np.uint64] | None = None
+    clock_ns: NDArray[np.uint64] | None = None
+    preempt_count: NDArray[np.uint64] | None = None
 
 
 class Engine(ABC):
@@ -141,12 +144,12 @@ class Engine(ABC):
         """Write the guest's clock word."""
         word = self.machine.words[vcpu.index].clock_ns
         if word is not None:
-            self.machine.memory.write_u64(word, int(seconds * 1e9))
+            word[0] = int(seconds * 1e9)
 
     def is_preemptible(self, vcpu: VCpu) -> bool:
         """Whether Linux's stop_machine could have stopped this vCPU here."""
         word = self.machine.words[vcpu.index].preempt_count
-        if word is not None and self.machine.memory.read_u64(word):
+        if word is not None and word[0]:
             return False
         return vcpu.interrupts_on and not vcpu.nmi.blocked
 
@@ -155,8 +158,8 @@ class Engine(ABC):
         if not vcpu.interrupts_on:
             return "interrupts are off"
         word = self.machine.words[vcpu.index].preempt_count
-        if word is not None and (count := self.machine.memory.read_u64(word)):
-            return f"preempt count is {count}"
+        if word is not None and word[0]:
+            return f"preempt count is {word[0]}"
         return "it is in an NMI handler" if vcpu.nmi.blocked else "it reached no safepoint"
 
     def deliver_exception(self, vcpu: VCpu, exit_: Exit) -> None:

@@ -361,7 +361,7 @@ class ThreadedEngine(Engine):
         slot.requests = requests
         word = self.machine.words[slot.vcpu.index].requests
         if word is not None:
-            self.machine.memory.write_u64(word, int(requests))
+            word[0] = int(requests)
 
     # --- stopping ---
 

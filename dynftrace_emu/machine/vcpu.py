@@ -241,10 +241,9 @@ class VCpu:
     def _has_halted(self, budget: int) -> bool:
         if budget == 0:
             return True
-        rip = self.rip
         if self._halts:
-            return self._halt_at is not None and rip == self._halt_at + 1
-        return self.read(rip - 1, 1) == _HLT
+            return self._halt_at is not None and self.rip == self._halt_at + 1
+        return self.read(self.rip - 1, 1) == _HLT
 
     @staticmethod
     def _engine_error(error: unicorn.UcError) -> Exit:

@@ -26,13 +26,13 @@
         .asciz "list"
         .p2align 3
 workload_list_default:
-        WORKER fs, 6
-        WORKER pipe_writer, 6
-        WORKER pipe_reader, 6
-        WORKER driver, 6
-        WORKER sort, 6
-        WORKER hash, 6
-        WORKER string, 6
-        WORKER tree, 6
-        WORKER list, 6
+        WORKER fs, 3
+        WORKER pipe_writer, 3
+        WORKER pipe_reader, 3
+        WORKER driver, 3
+        WORKER sort, 3
+        WORKER hash, 3
+        WORKER string, 3
+        WORKER tree, 3
+        WORKER list, 3
         .quad 0

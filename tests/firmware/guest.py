@@ -86,7 +86,7 @@ class Guest:
         self.write_u64(pml4 + 511 * 8, high | link)
         self.write_u64(low, low_pd | link)
         self.write_u64(high + 510 * 8, high_pd | link)
-        for n in range((STACK_TOP >> 21) + 1):
+        for n in range(1, (STACK_TOP >> 21) + 1):  # what follows NULL faults
             flags = link | large | (0 if n == RETURN_TO >> 21 else no_execute)
             self.write_u64(low_pd + n * 8, n << 21 | flags)
         for n in range(IMAGE_SIZE >> 21):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import pytest
 
 from dynftrace_emu.kernel.structs import PCPU
 from tests.firmware.guest import PCPU_AT, Guest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 LIB = tuple(
     f"lib/{name}.S"

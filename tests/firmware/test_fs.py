@@ -493,3 +493,60 @@ def test_tasks_preempt_each_other(seed):
         tasks.add(program(number))
     tasks.run()
     assert sizes(kernel) == at_boot + Counter([136] * 3), "a descriptor table each"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_exclusive_creation_is_a_lock(seed):
+    """One of many wins open(O_CREAT | O_EXCL), until it unlinks the name again."""
+    kernel = Kernel(FS, SCHEDULE)
+    tasks = Tasks(kernel, seed)
+    path = kernel.write(HEAP, b"/lock\0")
+    holders, turns = [], []
+
+    def program(number: int):
+        taken = 0
+        while taken < 5:
+            fd = yield "sys_open", path, O_RDWR | O_CREAT | O_EXCL, 0o600
+            assert fd in (0, EEXIST)
+            if fd == 0:
+                assert not holders
+                holders.append(number)
+                taken += 1
+                assert (yield "sys_close", fd) == 0
+                assert holders.pop() == number
+                turns.append(number)
+                assert (yield "sys_unlink", path) == 0
+
+    for number in range(3):
+        tasks.add(program(number))
+    tasks.run()
+    assert sorted(turns) == [0] * 5 + [1] * 5 + [2] * 5
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_directories_go_while_others_walk_through_them(seed):
+    """A file is made either in a directory that is still there, or not at all: no memory is lost."""
+    kernel = Kernel(FS, SCHEDULE)
+    at_boot, tasks = sizes(kernel), Tasks(kernel, seed)
+    directory, path = kernel.write(HEAP, b"/d\0"), kernel.write(HEAP + 16, b"/d/f\0")
+
+    def maker():
+        for _ in range(40):
+            assert (yield "sys_mkdir", directory, 0o700) in (0, EEXIST)
+            assert (yield "sys_rmdir", directory) in (0, ENOENT, ENOTEMPTY)
+
+    def user():
+        for _ in range(30):
+            fd = yield "sys_open", path, O_RDWR | O_CREAT, 0o600
+            assert fd in (0, ENOENT)
+            if fd == 0:
+                assert (yield "sys_write", fd, HEAP, 5) == 5
+                assert (yield "sys_unlink", path) in (0, ENOENT)
+                assert (yield "sys_close", fd) == 0
+
+    for program in (maker(), user(), user(), maker()):
+        tasks.add(program)
+    tasks.run()
+    kernel.call("sys_unlink", path)
+    kernel.call("sys_rmdir", directory)
+    assert sizes(kernel) == at_boot + Counter([136] * 2)

@@ -20,6 +20,7 @@ cmp_keys:
         cmp rcx, [rdx+16]
         seta al
         sbb eax, 0
+        test rsp, rsp
         ret
 1:      ud2
 """

@@ -84,6 +84,7 @@ def test_bugs_are_caught(guest):
     guest.call("free_page", page)
     with pytest.raises(GuestFault):
         guest.call("free_page", page)
-    for foreign in (0, HEAP, HEAP + 16 * PAGE_SIZE, HEAP - 1):
-        with pytest.raises(GuestFault):
-            guest.call("free_page", foreign)
+    for foreign in (0, HEAP, HEAP + PAGE_SIZE - 1, HEAP + 16 * PAGE_SIZE, HEAP - 1):
+        for name in ("free_page", "virt_to_page"):
+            with pytest.raises(GuestFault):
+                guest.call(name, foreign)

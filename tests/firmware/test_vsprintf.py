@@ -111,6 +111,19 @@ def test_snprintf_and_scnprintf(guest):
     assert guest.cstring(BUF) == b"1 t"
 
 
+@settings(max_examples=60, deadline=None)
+@given(number=NUMBERS)
+def test_digits_lowest_first(guest, number):
+    for name, flags, text in [
+        ("put_dec", 0, f"{number:d}"),
+        ("put_hex", 0, f"{number:X}"),
+        ("put_hex", 0x20, f"{number:x}"),
+    ]:
+        guest.write(BUF, b"\xa5" * 32)
+        assert guest.call(name, BUF, number, flags) == BUF + len(text)
+        assert guest.read(BUF, 32) == text[::-1].encode().ljust(32, b"\xa5")
+
+
 def test_hex_to_bin(guest):
     for code in range(256):
         digit = "0123456789abcdef".find(chr(code).lower()) if code < 128 else -1
