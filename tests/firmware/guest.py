@@ -6,6 +6,7 @@ the protection they have there. What a test hands over lies below, mapped one to
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import unicorn
 from unicorn import x86_const as x86
 
-from dynftrace_emu.kernel.assembler import TEXT_SECTIONS, assemble
+from dynftrace_emu.kernel.assembler import TEXT_SECTIONS, Assembled, assemble
 from dynftrace_emu.kernel.structs import PCPU, TASK, asm_offsets
 
 FIRMWARE = Path(__file__).parents[2] / "firmware"
@@ -38,6 +39,20 @@ class GuestFault(Exception):
     """The code under test faulted, or did not return."""
 
 
+@functools.lru_cache(maxsize=32)
+def assembled(files: tuple[str, ...], stubs: str, traced: bool) -> Assembled:
+    """Firmware sources and stubs as one unit. Tests that use the same ones share it."""
+    sources = [(name, (FIRMWARE / name).read_text()) for name in files]
+    return assemble(
+        [*sources, ("stubs.S", STUBS + stubs)],
+        BASE,
+        constants=asm_offsets(),
+        defines={"CONFIG_FTRACE"} if traced else set(),
+        read=lambda name: (FIRMWARE / "include" / name).read_text(),
+        percpu_base=PCPU.size,
+    )
+
+
 class Guest:
     """Firmware sources, loaded; ``call`` runs one function by the C calling convention.
 
@@ -51,15 +66,7 @@ class Guest:
             stubs += "\npreempt_schedule: ret\n"
         if traced and "mcount:" not in stubs:
             stubs += "\nmcount: ret\n"
-        sources = [(name, (FIRMWARE / name).read_text()) for name in files]
-        self.unit = assemble(
-            [*sources, ("stubs.S", STUBS + stubs)],
-            BASE,
-            constants=asm_offsets(),
-            defines={"CONFIG_FTRACE"} if traced else set(),
-            read=lambda name: (FIRMWARE / "include" / name).read_text(),
-            percpu_base=PCPU.size,
-        )
+        self.unit = assembled(tuple(files), stubs, traced)
         self.uc = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
         self.uc.mem_map(0, 0x200_0000 + 0x1_0000)
         for section in self.unit.sections:
@@ -113,6 +120,8 @@ class Guest:
         """Call a function; returns RAX. Checks that callee-saved registers and RSP came back."""
         sp = STACK_TOP - 0x100 - 8
         self.write_u64(sp, RETURN_TO)
+        for register in (*ARGUMENTS, "RAX", "R10", "R11"):
+            self._set(register, 0x0DEAD000_00000BAD)
         for register, value in zip(ARGUMENTS, arguments, strict=False):
             self._set(register, value & 0xFFFF_FFFF_FFFF_FFFF)
         self.uc.mem_write(RETURN_TO, b"\xf4")

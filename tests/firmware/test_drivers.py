@@ -7,8 +7,6 @@ import struct
 
 import pytest
 
-from dynftrace_emu.kernel.structs import PCPU
-from tests.firmware.guest import PCPU_AT
 from tests.firmware.kernel_services import DRIVERS, FS, O_RDWR, U64, Kernel, xorshift
 
 ENXIO, EAGAIN, EBUSY, ENOMEM, EINVAL, ENOTTY, ENOSPC, ESPIPE, EMSGSIZE = -6, -11, -16, -12, -22, -25, -28, -29, -90
@@ -326,17 +324,12 @@ def test_random_is_a_function_of_what_was_stirred_in(machine):
             pool = (pool ^ octet) * 0x9E3779B97F4A7C15 & U64
             pool = (pool << 23 | pool >> 41) & U64
         expected, wanted = b"", rng.randrange(40)
-        pool = pool or (1 if wanted or expected else 0) or pool
+        pool = pool or 1
         while len(expected) < wanted:
             pool, number = xorshift(pool)
             expected += struct.pack("<Q", number)
         found = machine.read_from(fd, wanted)
         assert found == expected[:wanted]
         seen.add(found)
-        pool = machine.read_u64(machine.read_u64(machine.call("fcheck", fd) + 48))
     assert len(seen) > 20
     assert machine.poll(fd) == POLLIN | POLLOUT
-
-
-def test_drivers_need_preemption_on_again(machine):
-    assert machine.read_u64(PCPU_AT + PCPU.offset("preempt_count")) == 0

@@ -1,0 +1,45 @@
+# Each target is what CI runs. Nothing but python3 (3.11 or newer) and make is needed.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Options for the jobs below, as in: make run ARGS="--seconds 10 --tracing 3:6"
+ARGS ?=
+
+.PHONY: run test lint format bench wheel-check clean
+
+run: $(STAMP)
+	@$(BIN)/dynftrace-emu run $(ARGS)
+
+test: $(STAMP)
+	@$(BIN)/python -m pytest -n auto $(ARGS)
+
+lint: $(STAMP)
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+format: $(STAMP)
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+# How fast the kernel runs without calls, with calls never patched, and patched.
+bench: $(STAMP)
+	@$(BIN)/python examples/compare_variants.py $(ARGS)
+
+# The wheel, installed apart from this tree, runs.
+wheel-check: $(STAMP)
+	@rm -rf build
+	@$(BIN)/python tests/wheel_check.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "python3 3.11 or newer is needed; say which with PYTHON=..." >&2; exit 1; }
+	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
