@@ -6,6 +6,7 @@
 
 .set MCOUNT_INSN_SIZE, 5                # call rel32
 .set MCOUNT_FRAME, 0x38                 # the seven registers below
+.set FTRACE_OFFSET, 0x1000000           # in preempt_count, above HARDIRQ_OFFSET: in the recorder
 
 # mcount: called behind "push rbp; mov rbp, rsp".
 #   in     [rsp] = return address (ip: the call is at ip - MCOUNT_INSN_SIZE), [rbp + 8] = parent_ip
@@ -62,10 +63,9 @@ END ftrace_count_call
 # A known site, and a call that is skipped, costs no trap. Only a miss with a slot to put it in asks
 # the host's hook, which looks again: two CPUs may miss at once.
 ENTRY ftrace_record_ip
-        cmp qword ptr gs:[PCPU_FTRACE_NESTED], 0
-        jne .Lnested
-        inc qword ptr gs:[PCPU_FTRACE_NESTED]
-        inc qword ptr gs:[PCPU_PREEMPT_COUNT]
+        cmp qword ptr gs:[PCPU_PREEMPT_COUNT], FTRACE_OFFSET
+        jae .Lnested
+        add qword ptr gs:[PCPU_PREEMPT_COUNT], FTRACE_OFFSET
         cmp qword ptr [rip + ftrace_record_suspended], 0
         jne .Lsuspended
         movabs rax, GOLDEN_RATIO_PRIME_64       # hash_long(ip, FTRACE_HASHBITS)
@@ -99,8 +99,8 @@ ENTRY ftrace_record_ip
         cmp eax, SKIP_PATCHED
         je .Lpatched
 .Lout:
-        dec qword ptr gs:[PCPU_PREEMPT_COUNT]   # no rescheduling here: schedule() is traced
-        dec qword ptr gs:[PCPU_FTRACE_NESTED]
+        # No rescheduling here, as preempt_enable would do: schedule() is traced.
+        sub qword ptr gs:[PCPU_PREEMPT_COUNT], FTRACE_OFFSET
         ret
 .Lsuspended:
         inc qword ptr gs:[PCPU_SKIPPED_SUSPENDED]

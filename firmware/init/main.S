@@ -11,8 +11,9 @@ FUNC start_kernel
         call cpu_init
         call sched_init
         call do_cpu_initcalls
-        call do_initcalls
         call smp_init
+        call do_initcalls
+        mov qword ptr [rip + system_running], 1
         call rest_init
         ud2
 END start_kernel
@@ -59,7 +60,7 @@ FUNC do_cpu_initcalls
         RETURN
 END do_cpu_initcalls
 
-# smp_init(): bring the other CPUs up. They share nothing with this one that is still written.
+# smp_init(): bring the other CPUs up, before the initcalls, as Linux does.
 FUNC smp_init
         push rbx
         mov ebx, 1
@@ -75,11 +76,16 @@ FUNC smp_init
         RETURN
 END smp_init
 
-# cpu_up(cpu edi)
+# cpu_up(cpu edi): start a CPU and wait until it is online.
 FUNC cpu_up
         mov eax, edi
         mov edx, PORT_CPU_START
         out dx, eax
+        lea rcx, [rip + cpu_online_map]
+1:
+        pause
+        cmp byte ptr [rcx + rdi], 0
+        je 1b
         RETURN
 END cpu_up
 
@@ -88,9 +94,27 @@ FUNC start_secondary
         call cpu_init
         call sched_init
         call do_cpu_initcalls
+        mov rcx, gs:[PCPU_CPU]
+        lea rax, [rip + cpu_online_map]
+        mov byte ptr [rax + rcx], 1     # each CPU writes its own byte, the boot CPU reads it
+        call wait_for_boot_cpu
         call rest_init
         ud2
 END start_secondary
+
+# wait_for_boot_cpu(): what the initcalls make is read by everybody and must be there first.
+FUNC wait_for_boot_cpu
+1:
+        cmp qword ptr [rip + system_running], 0
+        jne 2f
+        sti
+        hlt                             # until the next tick
+        cli
+        call cond_resched
+        jmp 1b
+2:
+        RETURN
+END wait_for_boot_cpu
 
 # rest_init(): start this CPU's work and become its idle task.
 FUNC rest_init
@@ -99,6 +123,13 @@ FUNC rest_init
         call cpu_idle
         ud2
 END rest_init
+
+.data
+        .p2align 3
+system_running:                         # not 0 once the initcalls are done
+        .quad 0
+cpu_online_map:
+        .skip 64
 
 .rodata
 .Lbanner:

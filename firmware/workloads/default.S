@@ -1,4 +1,4 @@
-# workload "default": a kernel's day: files, a pipe, drivers, and what lib/ and mm/ are for. An
+# workload "default": a kernel's day: files, a pipe, drivers, sorting and hashing. An
 # iteration is about 60,000 instructions without the calls to mcount.
 
 .include "linkage.inc"
@@ -16,23 +16,17 @@
         .asciz "driver"
 .Lname_sort:
         .asciz "sort"
+.Lname_crc:
+        .asciz "crc"
 .Lname_hash:
         .asciz "hash"
-.Lname_string:
-        .asciz "string"
-.Lname_tree:
-        .asciz "tree"
-.Lname_list:
-        .asciz "list"
         .p2align 3
 workload_list_default:
-        WORKER fs, 3
-        WORKER pipe_writer, 3
-        WORKER pipe_reader, 3
+        WORKER fs, 4
+        WORKER pipe_writer, 2
+        WORKER pipe_reader, 2
         WORKER driver, 3
         WORKER sort, 3
-        WORKER hash, 3
-        WORKER string, 3
-        WORKER tree, 3
-        WORKER list, 3
+        WORKER hash, 2
+        WORKER crc, 2
         .quad 0

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import functools
 import struct
-from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import unicorn
 from unicorn import x86_const as x86
 
 from dynftrace_emu.kernel.assembler import TEXT_SECTIONS, Assembled, assemble
 from dynftrace_emu.kernel.structs import PCPU, TASK, asm_offsets
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 FIRMWARE = Path(__file__).parents[2] / "firmware"
 BASE = 0xFFFF_FFFF_8100_0000

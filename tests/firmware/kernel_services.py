@@ -7,14 +7,16 @@ allocated, and refuse what they never gave. All stand-ins destroy every register
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import unicorn
 from unicorn import x86_const as x86
 
 from dynftrace_emu.kernel.structs import PCPU, TASK
 from tests.firmware.guest import FIRMWARE, HEAP, PCPU_AT, TASK_AT, Guest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 PORT = 0xE0
 POISON, FREED = b"\x5a", b"\x6b"
@@ -55,7 +57,7 @@ def signed(value: int) -> int:
 def _stubs() -> str:
     lines = []
     for number, name in enumerate(SERVICES):
-        # The call's number goes out in AL; the result comes back through memory, as a port has 32 bits.
+        # The number goes out in AL; the result comes back through memory: a port has 32 bits.
         lines.append(
             f"{name}:\nPREEMPT_DISABLE\nmov eax, {number}\nout {PORT:#x}, al\n{WRECK}\n"
             "mov rax, gs:[service_result]\nPREEMPT_ENABLE\nret"
@@ -67,12 +69,12 @@ class Kernel(Guest):
     """A guest with the file system up, unless ``boot`` is False."""
 
     def __init__(
-        self, files: Iterable[str | Path] = FS, stubs: str = "schedule: ret", *, traced: bool = False,
+        self, files: Iterable[str] = FS, stubs: str = "schedule: ret", *, traced: bool = False,
         boot: bool = True,
     ) -> None:  # fmt: skip
         if traced:
-            stubs += "\nmcount:\npushfq\nmov r11, 0x0dead00000000bad\nadd qword ptr [rsp], 0\npopfq\ncmp rsp, 0\nret"
-        super().__init__([str(file) for file in files], stubs + "\n" + _stubs(), traced=traced)
+            stubs += "\nmcount:\nmov r11, 0x0dead00000000bad\ncmp rsp, 0\nret"
+        super().__init__(files, stubs + "\n" + _stubs(), traced=traced)
         self.live: dict[int, tuple[str, int]] = {}
         self.free_memory: dict[int, list[int]] = {}
         self.next_address = HEAP + 0x10_0000

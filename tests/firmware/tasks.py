@@ -1,7 +1,7 @@
 """Several tasks on one CPU, switched between any two instructions where preemption is on.
 
-A task is a generator: it yields ``(function, *arguments)`` and is sent the result, signed. The firmware's
-``schedule`` is a stub that comes back to :meth:`Tasks.run`.
+A task is a generator: it yields ``(function, *arguments)`` and is sent the result, signed. The
+firmware's ``schedule`` is a stub that comes back to :meth:`Tasks.run`.
 """
 
 from __future__ import annotations

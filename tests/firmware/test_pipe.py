@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from errno import EAGAIN, EBADF, EMFILE, ENOMEM, EPIPE
 
 import pytest
 
@@ -11,7 +12,6 @@ from tests.firmware.guest import HEAP, PCPU_AT, TASK_AT
 from tests.firmware.kernel_services import FS, O_NONBLOCK, Kernel, signed
 from tests.firmware.tasks import SCHEDULE, Tasks
 
-EBADF, EAGAIN, ENOMEM, EMFILE, EPIPE = -9, -11, -12, -24, -32
 POLLIN, POLLOUT, POLLERR, POLLHUP = 1, 4, 8, 16
 CAPACITY = 128
 FLAGS_FIELD = 32
@@ -41,13 +41,13 @@ def test_bytes_come_out_in_order(kernel):
         data = rng.randbytes(rng.randrange(60))
         written = kernel.syscall("sys_write", writer, kernel.buffer(data or b"\0"), len(data))
         room = CAPACITY - len(waiting)
-        assert written == (min(len(data), room) or (EAGAIN if data else 0))
+        assert written == (min(len(data), room) or (-EAGAIN if data else 0))
         waiting += data[: max(written, 0)]
         wanted = rng.randrange(60)
         at = kernel.buffer(bytes(100))
         found = kernel.syscall("sys_read", reader, at, wanted)
         expected = bytes(waiting[:wanted])
-        assert found == (len(expected) or (EAGAIN if wanted else 0))
+        assert found == (len(expected) or (-EAGAIN if wanted else 0))
         if found > 0:
             assert kernel.read(at, found) == expected
             del waiting[:found]
@@ -55,8 +55,8 @@ def test_bytes_come_out_in_order(kernel):
 
 def test_ends_are_one_way(kernel):
     reader, writer = make_pipe(kernel)
-    assert kernel.syscall("sys_write", reader, HEAP, 1) == EBADF
-    assert kernel.syscall("sys_read", writer, HEAP, 1) == EBADF
+    assert kernel.syscall("sys_write", reader, HEAP, 1) == -EBADF
+    assert kernel.syscall("sys_read", writer, HEAP, 1) == -EBADF
     assert kernel.syscall("sys_lseek", reader, 0, 0) == -29
 
 
@@ -70,8 +70,7 @@ def test_poll_tells_what_would_not_block(kernel):
     assert kernel.syscall("sys_poll", writer, both) == 0
     kernel.syscall("sys_close", writer)
     assert kernel.syscall("sys_poll", reader, both) == POLLIN | POLLHUP
-    reader, writer = make_pipe(kernel), None
-    reader, writer = reader
+    reader, writer = make_pipe(kernel)
     kernel.syscall("sys_close", reader)
     assert kernel.syscall("sys_poll", writer, both) == POLLOUT | POLLERR
 
@@ -88,8 +87,8 @@ def test_ends_that_are_gone(kernel):
     assert kernel.syscall("sys_close", reader) == 0
     reader, writer = make_pipe(kernel)
     assert kernel.syscall("sys_close", reader) == 0
-    assert kernel.syscall("sys_write", writer, at, 4) == EPIPE
-    assert kernel.syscall("sys_write", writer, at, 0) == EPIPE
+    assert kernel.syscall("sys_write", writer, at, 4) == -EPIPE
+    assert kernel.syscall("sys_write", writer, at, 0) == -EPIPE
     assert kernel.syscall("sys_close", writer) == 0
     assert len(kernel.live) == before + 1, "the descriptor table"
 
@@ -110,7 +109,7 @@ def test_no_memory_for_a_pipe(kernel, failing):
 
     kernel.kmem_cache_alloc, kernel.kmalloc = limited(take), limited(take_small)
     result = kernel.syscall("sys_pipe", HEAP)
-    assert result == (0 if failing == 3 else ENOMEM)
+    assert result == (0 if failing == 3 else -ENOMEM)
     if result:
         assert kernel.live == before
 
@@ -120,7 +119,7 @@ def test_no_descriptors_for_a_pipe(kernel):
         make_pipe(kernel)
     assert kernel.syscall("sys_open", b"/x", 0x42, 0) == 14
     before = dict(kernel.live)
-    assert kernel.syscall("sys_pipe", HEAP) == EMFILE
+    assert kernel.syscall("sys_pipe", HEAP) == -EMFILE
     assert kernel.live == before
     assert kernel.syscall("sys_open", b"/x", 0, 0) == 15, "the one it had reserved is free again"
 
@@ -176,8 +175,8 @@ def test_a_writer_learns_that_its_reader_went():
     def writer():
         fd = yield ("get_unused_fd",)
         yield "fd_install", fd, kernel.read_u64(HEAP + 8)
-        assert (yield "sys_write", fd, HEAP, 1000) in (0, EPIPE, 10 + CAPACITY, CAPACITY)
-        assert (yield "sys_write", fd, HEAP, 1000) == EPIPE
+        assert (yield "sys_write", fd, HEAP, 1000) in (0, -EPIPE, 10 + CAPACITY, CAPACITY)
+        assert (yield "sys_write", fd, HEAP, 1000) == -EPIPE
         yield "sys_close", fd
 
     def reader():

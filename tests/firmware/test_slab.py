@@ -112,6 +112,36 @@ def test_an_allocation_that_fails_leaks_nothing(guest):
     assert guest.call("kmem_cache_alloc", cache)
 
 
+def test_an_empty_slab_is_kept_and_used_again(guest):
+    cache = guest.call("kmem_cache_create", SCRATCH, 64)
+    at = guest.call("kmem_cache_alloc", cache)
+    pages = guest.call("nr_free_pages")
+    for _ in range(5):
+        guest.call("kmem_cache_free", cache, at)
+        assert guest.call("nr_free_pages") == pages
+        assert guest.call("kmem_cache_alloc", cache) == at
+        assert guest.call("nr_free_pages") == pages
+    assert guest.call("kmem_cache_shrink", cache) == 0
+    guest.call("kmem_cache_free", cache, at)
+    assert guest.call("kmem_cache_shrink", cache) == 1
+    assert guest.call("nr_free_pages") == pages + 1
+
+
+def test_a_cache_in_use_is_not_destroyed(guest):
+    for objsize, objects in ((64, 1), (2048, 2)):  # a partial slab, a full one
+        cache = guest.call("kmem_cache_create", SCRATCH, objsize)
+        held = [guest.call("kmem_cache_alloc", cache) for _ in range(objects)]
+        assert guest.call("kmem_cache_destroy", cache) == (1 << 64) - 1
+        for at in held:
+            guest.call("kmem_cache_free", cache, at)
+        assert guest.call("kmem_cache_destroy", cache) == 0
+        chain = guest.address("cache_chain")
+        at = guest.read_u64(chain)
+        while at != chain:
+            assert at != cache + 88, "still on the chain"
+            at = guest.read_u64(at)
+
+
 def test_zeroed_variants(guest):
     cache = guest.call("kmem_cache_create", SCRATCH, 40)
     for name, argument, count in (("kmem_cache_zalloc", cache, 40), ("kzalloc", 100, 100)):

@@ -124,6 +124,26 @@ def test_digits_lowest_first(guest, number):
         assert guest.read(BUF, 32) == text[::-1].encode().ljust(32, b"\xa5")
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    word=st.sampled_from(["", "eth0", "wlan10"]), width=st.integers(0, 9), room=st.integers(0, 9)
+)
+def test_string_and_number_stop_at_the_end(guest, word, width, room):
+    guest.write(TEXT, word.encode() + b"\0")
+    for name, arguments, text in [
+        ("string", (TEXT, width), word.rjust(width)),
+        ("number", (1234, 10, width, 0), "1234".rjust(width)),
+        (
+            "number",
+            (-12, 10, width, 1 | 2),
+            "-12" if width < 4 else "-" + "12".rjust(width - 1, "0"),
+        ),
+    ]:
+        guest.write(BUF, b"\xa5" * 32)
+        assert guest.call(name, BUF, BUF + room, *arguments) == BUF + len(text)
+        assert guest.read(BUF, 32) == text[:room].encode().ljust(32, b"\xa5")
+
+
 def test_hex_to_bin(guest):
     for code in range(256):
         digit = "0123456789abcdef".find(chr(code).lower()) if code < 128 else -1
