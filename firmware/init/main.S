@@ -72,22 +72,35 @@ FUNC smp_init
         inc ebx
         jmp 1b
 2:
+        call smp_cpus_done
         pop rbx
         RETURN
 END smp_init
 
-# cpu_up(cpu edi): start a CPU and wait until it is online.
+# cpu_up(cpu edi): start a CPU.
 FUNC cpu_up
         mov eax, edi
         mov edx, PORT_CPU_START
         out dx, eax
-        lea rcx, [rip + cpu_online_map]
-1:
-        pause
-        cmp byte ptr [rcx + rdi], 0
-        je 1b
         RETURN
 END cpu_up
+
+# smp_cpus_done(): wait until every CPU is online.
+FUNC smp_cpus_done
+        lea rcx, [rip + cpu_online_map]
+        mov edx, 1
+1:
+        cmp rdx, [rip + boot_params + BOOT_PARAMS_NR_CPUS]
+        jae 3f
+2:
+        pause
+        cmp byte ptr [rcx + rdx], 0
+        je 2b
+        inc edx
+        jmp 1b
+3:
+        RETURN
+END smp_cpus_done
 
 # start_secondary(): the other CPUs. Interrupts off. Does not return.
 FUNC start_secondary
