@@ -218,8 +218,8 @@ def _finish(
     if failure is not None:
         _report(traced, failure)
         return failure.exit_code
-    if traced.dynamic is not None and traced.dynamic.arch.patcher.mismatches:
-        _report_mismatches(traced)
+    if violations := traced.violations():
+        _report_violations(traced, violations)
         return 1
     return INTERRUPTED if interrupted else 0
 
@@ -249,14 +249,12 @@ def _report(traced: Run, failure: DynftraceError) -> None:
         click.echo(line, err=True)
 
 
-def _report_mismatches(traced: Run) -> None:
+def _report_violations(traced: Run, violations: list[str]) -> None:
     from dynftrace_emu.cli.repro import repeat_command, write_repro
-    from dynftrace_emu.ftrace.patcher import ftrace_bug
 
-    assert traced.dynamic is not None
-    for mismatch in traced.dynamic.arch.patcher.mismatches:
-        click.echo(ftrace_bug(mismatch, traced.image.symbolize(mismatch.ip)), err=True)
-    count = len(traced.dynamic.arch.patcher.mismatches)
-    click.echo(f"dynftrace-emu: {count} call sites could not be patched", err=True)
-    for line in repeat_command(traced, write_repro(traced, f"{count} mismatches")):
+    for report in violations:
+        click.echo(report, err=True)
+    summary = f"{len(violations)} check{'s' if len(violations) > 1 else ''} failed"
+    click.echo(f"dynftrace-emu: {summary}", err=True)
+    for line in repeat_command(traced, write_repro(traced, summary)):
         click.echo(line, err=True)

@@ -77,6 +77,7 @@ class DynamicFtrace:
         self.arch = FtraceArch(kernel, disabled, protocol)
         self.hash = FtraceHash(kernel)
         self.observers: list[Observer] = []
+        self.recorded_in_nmi: list[int] = []  # sites that broke the rule of S12
         self._ftraced_lock = threading.Lock()
         self._owner: int | None = None  # thread that holds it
         self._record_lock = threading.Lock()
@@ -126,6 +127,8 @@ class DynamicFtrace:
             self.hash.add(node, ip)
             self._ftraced_trigger = True
             number = self.recorded - 1
+            if vcpu.nmi.blocked:
+                self.recorded_in_nmi.append(ip - MCOUNT_INSN_SIZE)
         if self.observers:
             self._notify_recorded(vcpu, ip, parent_ip, number)
         return Skip.NONE

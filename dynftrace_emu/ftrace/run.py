@@ -11,6 +11,7 @@ from dynftrace_emu.ftrace.encodings import DISABLED
 from dynftrace_emu.ftrace.events import FtraceEvent, Observer, TracingSwitched
 from dynftrace_emu.ftrace.ftraced import Ftraced, Tick
 from dynftrace_emu.ftrace.options import EngineName, RunOptions
+from dynftrace_emu.ftrace.patcher import ftrace_bug
 from dynftrace_emu.ftrace.static import StaticFtrace
 from dynftrace_emu.kernel.boot import boot
 from dynftrace_emu.kernel.mini_kernel import load_image, workloads
@@ -83,6 +84,22 @@ class Run:
         """
         self.ended = self.machine.run(self.options.seconds)
         return self.ended
+
+    def violations(self) -> list[str]:
+        """What broke the rules while the guest went on: a report each, empty if all is well."""
+        if self.dynamic is None:
+            return []
+        symbolize = self.image.symbolize
+        reports = [
+            ftrace_bug(mismatch, symbolize(mismatch.ip))
+            for mismatch in self.dynamic.arch.patcher.mismatches
+        ]
+        reports += [
+            f"mcount was called in NMI context at {symbolize(site)}: what an NMI may reach must be "
+            "notrace_nmi (find the path with: dynftrace-emu inspect --nmi-check)"
+            for site in self.dynamic.recorded_in_nmi
+        ]
+        return reports
 
     def _make_engine(self, machine: Machine) -> Engine:
         if self.options.engine is EngineName.THREADED:

@@ -42,6 +42,7 @@ _SLICES = (4, 60, 800, 6000, 12000, 12000)
 _PARK_SLICE = 48
 _WINDOW_SLICE = 16  # instructions between two looks whether IF is on
 _BETWEEN_TRIES = 2000
+_SETTLE_INSTRUCTIONS = 50_000
 
 
 @dataclass(slots=True)
@@ -157,9 +158,21 @@ class DeterministicEngine(Engine):
         if reason is not RunEnd.TIME:
             self._now_is_where_they_are()
         if reason is not RunEnd.SHUTDOWN:
-            for slot in self._slots:
-                self._park(slot, Park.PREEMPTIBLE)
+            self._settle()
         return reason
+
+    def _settle(self) -> None:
+        """Leave every vCPU where no update is half done, if it gets there at all.
+
+        Under the rule *anywhere* a guest need never turn interrupts on; then it stays where it is.
+        """
+        limit = None if self.park_rule is Park.PREEMPTIBLE else _SETTLE_INSTRUCTIONS
+        for slot in self._slots:
+            try:
+                self._park(slot, Park.PREEMPTIBLE, limit)
+            except StopMachineTimeout:
+                if limit is None:
+                    raise
 
     def _now_is_where_they_are(self) -> None:
         """The run ended between two events: time has come to the vCPU that got furthest."""
@@ -297,8 +310,8 @@ class DeterministicEngine(Engine):
         self._parked = True
         self._nmis_while_parked(NmiWindow.BEFORE)
 
-    def _park(self, slot: _Slot, rule: Park) -> None:
-        limit = slot.clock + round(STOP_LIMIT_S * self.virtual_hz)
+    def _park(self, slot: _Slot, rule: Park, patience: int | None = None) -> None:
+        limit = slot.clock + (patience or round(STOP_LIMIT_S * self.virtual_hz))
         bound = _PARK_SLICE
         while slot.online and not (rule is Park.ANYWHERE or self.is_preemptible(slot.vcpu)):
             if slot.clock >= limit:
