@@ -45,7 +45,9 @@ def rate(workload: str, mode: dict[str, str]) -> float:
 def main() -> None:
     """Print a table: workload, mode, ratio to none, iterations a second."""
     for workload in ("default", "leaf", "compute"):
-        rounds = [{name: rate(workload, mode) for name, mode in MODES.items()} for _ in range(ROUNDS)]
+        rounds = [
+            {name: rate(workload, mode) for name, mode in MODES.items()} for _ in range(ROUNDS)
+        ]
         for name in MODES:
             ratios = [one["none"] / one[name] for one in rounds]
             rates = median(one[name] for one in rounds)

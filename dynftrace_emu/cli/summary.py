@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from dynftrace_emu.kernel.mini_kernel import workloads
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -25,6 +27,8 @@ def summary(run: Run, result: dict[str, Any]) -> Iterator[str]:
         yield from _speed(run)
         yield _stops(result)
     yield from _tracing(result)
+    if not workloads(run.image):
+        return
     work = result["workload"]
     for cpu, (count, checksum) in enumerate(zip(work["iterations"], work["checksum"], strict=True)):
         yield f"vCPU {cpu}: {count:,} iterations, checksum {checksum}"

@@ -68,17 +68,15 @@ def _meaning(fault: GuestFault) -> str:
 
 
 def _code(kernel: GuestKernel, vcpu: VCpu, rip: int) -> Iterator[str]:
-    """Disassembly around RIP, from the function's start if that is near."""
+    """Disassembly around RIP, within its function."""
     function = kernel.image.function_at(rip)
-    begin = max(function.address, rip - 4 * _BEFORE) if function else rip
-    code = vcpu.read(begin, rip - begin + _AFTER)
+    begin = function.address if function else rip
+    end = min(rip + _AFTER, function.address + function.size) if function else rip + _AFTER
+    code = vcpu.read(begin, end - begin)
     if code is None:
         yield "  no memory there"
         return
-    lines = disassemble(code, begin)
-    if function and begin != function.address:  # the sweep may start inside an instruction
-        lines = disassemble(vcpu.read(rip, _AFTER) or b"", rip)
-    for at, raw, text in lines:
-        if rip - _BEFORE <= at < rip + _AFTER - 8:
+    for at, raw, text in disassemble(code, begin):
+        if at >= rip - _BEFORE:
             marker = "->" if at == rip else "  "
             yield f"{marker} {kernel.image.symbolize(at):<36} {raw.hex(' '):<30} {text}"

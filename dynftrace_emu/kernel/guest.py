@@ -144,6 +144,9 @@ class GuestKernel:
     def backtrace(self, vcpu: VCpu) -> list[int]:
         """RIP and the return addresses found along the frame pointers."""
         frames, rbp = [vcpu.rip], vcpu[Reg.RBP]
+        top = self._words(vcpu[Reg.RSP])[:1]
+        if self.image.function_at(vcpu.rip) is None and len(top):
+            frames += [ip for ip in top.tolist() if self.image.function_at(ip)]  # call to nowhere
         while len(frames) < _MAX_FRAMES and self._stack(rbp) is not None:
             raw = self.machine.memory.read(rbp, 16)
             if raw is None:

@@ -2,8 +2,8 @@ r"""What GNU as has and Keystone lacks, expanded before Keystone sees the text.
 
 Handled here: comments anywhere, ``;``, ``.include``, ``.macro``/``.endm`` (with ``\arg``, ``\@``,
 ``\()`` and defaults), ``.irp``, ``.rept``, ``.ifdef``/``.ifndef``/``.else``/``.endif``, numeric
-labels (``1:``, ``1b``, ``1f``), sections, ``.type``/``.size`` of functions and ``.percpu NAME, SIZE``.
-Everything else goes through. The macros are expanded here, not by Keystone, because functions that
+labels (``1:``, ``1b``, ``1f``), sections, ``.type``/``.size`` of functions and ``.percpu NAME,
+SIZE``. Everything else goes through. The macros are expanded here, not by Keystone, because functions that
 a macro declares are functions too.
 """
 

@@ -254,7 +254,7 @@ class DeterministicEngine(Engine):
 
     def _note_due(self, slot: _Slot) -> None:
         if slot.next_tick is not None and slot.clock >= slot.next_tick:
-            slot.timer_pending = True
+            slot.timer_pending = self.has_timer(slot.vcpu)
             self._next_tick(slot)
         if slot.next_nmi is not None and slot.clock >= slot.next_nmi:
             slot.vcpu.nmi.signal()
@@ -290,6 +290,8 @@ class DeterministicEngine(Engine):
                 if not slot.vcpu.interrupts_on and slot.next_nmi is None:
                     raise self.dead_cpu(slot.vcpu)
                 slot.state = VCpuState.HALTED
+                if not self.has_timer(slot.vcpu):
+                    slot.next_tick = None  # so nothing will wake it
             case ExitReason.IRET:
                 self._after(slot, slot.vcpu.step())
             case ExitReason.OFFLINE:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from dynftrace_emu.errors import GuestFault
 from dynftrace_emu.machine import faults
-from dynftrace_emu.machine.interrupts import DeliveryError, deliver
-from dynftrace_emu.machine.vcpu import Exit, ExitReason, Reg, VCpu
+from dynftrace_emu.machine.interrupts import DeliveryError, deliver, has_handler
+from dynftrace_emu.machine.vcpu import Exit, ExitReason, Reg, VCpu, error_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -71,7 +71,7 @@ class NmiWindow(Enum):
 
 @dataclass(frozen=True, slots=True)
 class CpuWords:
-    """A vCPU's words in guest memory, as views of one ``uint64`` each; None: it has no such word."""
+    """A vCPU's words in guest memory, views of one ``uint64`` each; None: it has no such word."""
 
     requests: NDArray[np.uint64] | None = None
     clock_ns: NDArray[np.uint64] | None = None
@@ -168,9 +168,7 @@ class Engine(ABC):
         :raises GuestFault: it has none.
         """
         if exit_.reason is ExitReason.BUS_ERROR:
-            raise GuestFault(
-                vcpu.index, f"access to memory that does not exist ({exit_.value})", vcpu.rip
-            )
+            raise GuestFault(vcpu.index, f"bus error: {error_text(exit_.value)}", vcpu.rip)
         vector = exit_.value
         code = faults.error_code(vcpu, vector)
         try:
@@ -206,10 +204,14 @@ class Engine(ABC):
             raise self._fault(vcpu, NMI_VECTOR, None, str(error)) from None
         self.machine.nmis[vcpu.index] += 1
 
-    def deliver_timer(self, vcpu: VCpu) -> None:
-        """Enter the timer interrupt's handler.
+    def has_timer(self, vcpu: VCpu) -> bool:
+        """Whether the guest takes timer interrupts: until it has a gate, its timer is off."""
+        return self.machine.hz > 0 and has_handler(vcpu, self.machine.timer_vector)
 
-        :raises GuestFault: the guest has none.
+    def deliver_timer(self, vcpu: VCpu) -> None:
+        """Enter the timer interrupt's handler, which must be there.
+
+        :raises GuestFault: its stack is not.
         """
         vector = self.machine.timer_vector
         try:
@@ -219,6 +221,5 @@ class Engine(ABC):
 
     def dead_cpu(self, vcpu: VCpu) -> GuestFault:
         """What to raise when ``hlt`` was executed with interrupts off and no NMI will come."""
-        return GuestFault(
-            vcpu.index, "dead CPU: hlt with interrupts off, and no NMI source to wake it", vcpu.rip
-        )
+        what = "dead CPU: hlt with interrupts off, and no NMI source to wake it"
+        return GuestFault(vcpu.index, what, vcpu.rip - 1)

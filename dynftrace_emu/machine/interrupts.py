@@ -14,7 +14,7 @@ from capstone import x86 as cs_x86
 from dynftrace_emu.machine.descriptors import ist_stack
 from dynftrace_emu.machine.vcpu import EFLAGS_IF, Reg, VCpu
 
-__all__ = ["BREAKPOINT", "DeliveryError", "deliver", "in_interrupt_shadow"]
+__all__ = ["BREAKPOINT", "DeliveryError", "deliver", "has_handler", "in_interrupt_shadow"]
 
 BREAKPOINT = 3
 _CLEARED_FLAGS = 1 << 8 | 1 << 14 | 1 << 16 | 1 << 17  # TF, NT, RF, VM
@@ -45,6 +45,15 @@ def deliver(vcpu: VCpu, vector: int, error_code: int | None = None) -> None:
     vcpu[Reg.RFLAGS] = rflags & ~mask
     vcpu[Reg.CS] = selector
     vcpu.rip = offset
+
+
+def has_handler(vcpu: VCpu, vector: int) -> bool:
+    """Whether the guest's IDT has a gate for ``vector``."""
+    try:
+        _gate(vcpu, vector)
+    except DeliveryError:
+        return False
+    return True
 
 
 def _gate(vcpu: VCpu, vector: int) -> tuple[int, int, int, bool]:

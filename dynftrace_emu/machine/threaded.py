@@ -321,7 +321,8 @@ class ThreadedEngine(Engine):
                     return
                 elif Request.TIMER in slot.requests and vcpu.interrupts_on:
                     self._take_timer(slot)
-                    return
+                    if slot.state is VCpuState.RUNNING:
+                        return
                 else:
                     slot.state = VCpuState.HALTED
                     self._cond.wait()
@@ -347,9 +348,10 @@ class ThreadedEngine(Engine):
 
     def _take_timer(self, slot: _Slot) -> None:
         self._clear(slot, Request.TIMER)
-        slot.state = VCpuState.RUNNING
-        self.set_clock(slot.vcpu, self.now())
-        self.deliver_timer(slot.vcpu)
+        if self.has_timer(slot.vcpu):
+            slot.state = VCpuState.RUNNING
+            self.set_clock(slot.vcpu, self.now())
+            self.deliver_timer(slot.vcpu)
 
     def _request(self, slot: _Slot, request: Request) -> None:
         self._write_requests(slot, slot.requests | request)

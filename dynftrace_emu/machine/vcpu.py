@@ -24,7 +24,16 @@ if TYPE_CHECKING:
 
     from dynftrace_emu.machine.memory import GuestMemory
 
-__all__ = ["Exit", "ExitReason", "InPort", "OutPort", "Reg", "VCpu", "require_unicorn"]
+__all__ = [
+    "Exit",
+    "ExitReason",
+    "InPort",
+    "OutPort",
+    "Reg",
+    "VCpu",
+    "error_text",
+    "require_unicorn",
+]
 
 _MINIMUM_UNICORN = (2, 1, 4)
 _FLUSH_THRESHOLD = 1000
@@ -46,6 +55,11 @@ def require_unicorn() -> None:
             f"unicorn {unicorn.__version__} is too old: {wanted} or newer is needed "
             "(older ones report a wrong PC in hooks); pip install -U unicorn"
         )
+
+
+def error_text(number: int) -> str:
+    """What the engine says of one of its error numbers."""
+    return str(unicorn.UcError(number))
 
 
 def _version(text: str) -> tuple[int, ...]:
