@@ -49,8 +49,10 @@ def _lines(kernel: GuestKernel, fault: GuestFault, patches: list[str]) -> Iterat
     for row in _REGISTERS:
         yield "  ".join(f"{register.name:>3} {vcpu[register]:016x}" for register in row)
     yield "Call trace:"
-    for ip in kernel.backtrace(vcpu):
-        yield f"  [<{ip:016x}>] {kernel.image.symbolize(ip)}"
+    first, *returns = kernel.backtrace(vcpu)
+    yield f"  [<{first:016x}>] {kernel.image.symbolize(first)}"
+    for ip in returns:
+        yield f"  [<{ip:016x}>] {kernel.image.symbolize_return(ip)}"
     yield "Code:"
     yield from _code(kernel, vcpu, fault.rip)
     yield "Last patches:" if patches else "No text has been patched."

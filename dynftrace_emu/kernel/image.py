@@ -162,6 +162,16 @@ class KernelImage:
             return f"{address:#x}"
         return f"{function.name}+{address - function.address:#x}/{function.size:#x}"
 
+    def symbolize_return(self, address: int) -> str:
+        """Likewise for a return address: by the call in front of it, as Linux's ``%pB`` does.
+
+        A call may be the last instruction of its function.
+        """
+        function = self.function_at(address - 1)
+        if function is None:
+            return f"{address:#x}"
+        return f"{function.name}+{address - function.address:#x}/{function.size:#x}"
+
     # --- text ---
 
     @cached_property

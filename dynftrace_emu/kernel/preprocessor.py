@@ -2,9 +2,9 @@ r"""What GNU as has and Keystone lacks, expanded before Keystone sees the text.
 
 Handled here: comments anywhere, ``;``, ``.include``, ``.macro``/``.endm`` (with ``\arg``, ``\@``,
 ``\()`` and defaults), ``.irp``, ``.rept``, ``.ifdef``/``.ifndef``/``.else``/``.endif``, numeric
-labels (``1:``, ``1b``, ``1f``), sections, ``.type``/``.size`` of functions and ``.percpu NAME,
-SIZE``. Everything else goes through. The macros are expanded here, not by Keystone, because functions that
-a macro declares are functions too.
+labels (``1:``, ``1b``, ``1f``), ``.Lname`` labels, sections, ``.type``/``.size`` of functions,
+``.set`` of numbers and ``.percpu NAME, SIZE``. Everything else goes through. Macros are expanded
+here, not by Keystone, because functions that a macro declares are functions too.
 """
 
 from __future__ import annotations
