@@ -13,7 +13,7 @@ from dynftrace_emu.kernel.structs import TASK
 from tests.firmware.guest import TASK_AT
 from tests.firmware.kernel_services import DRIVERS, FS, U64, Kernel, fold, xorshift
 from tests.firmware.tasks import FIRST_TASK, SCHEDULE, Tasks
-from tests.firmware.test_drivers import bcd_round_trip, hpet_round_trip
+from tests.firmware.test_drivers import bcd_round_trip
 
 FILES = [*FS, *DRIVERS, "workloads/fs_steps.S", "workloads/late.S"]
 SEED = 0x1234_5678_9ABC_DEF1
@@ -65,11 +65,14 @@ class FsOracle(Oracle):
         self.fold(0)  # close, or unlink
 
 
+DEVICES = ("null", "zero", "random", "ttyS0", "eth0", "ram0", "rtc")
+
+
 class DriverOracle(Oracle):
     """driver_step."""
 
     def step(self, number: int) -> None:
-        out, device = self.fill(32), number % 13
+        out, device = self.fill(32), DEVICES[number % len(DEVICES)]
         written, poll, data = self.device(device, out)
         self.fold(0)  # the descriptor
         self.fold(written)
@@ -79,26 +82,21 @@ class DriverOracle(Oracle):
         self.fold(0)
 
     @staticmethod
-    def device(device: int, out: bytes) -> tuple[int, int, bytes]:
+    def device(device: str, out: bytes) -> tuple[int, int, bytes]:
         """Bytes written, poll mask, what is read."""
-        if device == 0:
+        if device == "null":
             return 32, 5, b""
-        if device == 1:
+        if device == "zero":
             return 32, 5, bytes(32)
-        if device == 2:
-            return -28, 5, bytes(32)
-        if device == 3:
+        if device == "random":
             pool = 0
             for octet in out:
                 pool = (pool ^ octet) * 0x9E3779B97F4A7C15 & U64
                 pool = (pool << 23 | pool >> 41) & U64
             oracle = Oracle(pool)
             return 32, 5, oracle.fill(32)
-        if device in (5, 6):
-            return 32, 1, out  # a FIFO of 32 bytes: full
-        if device in (11, 12):
-            model = bcd_round_trip if device == 11 else hpet_round_trip
-            values = [model(value) for value in struct.unpack("<4Q", out)]
+        if device == "rtc":
+            values = [bcd_round_trip(value) for value in struct.unpack("<4Q", out)]
             return 32, 5, struct.pack("<4Q", *values)
         return 32, 5, out
 
