@@ -22,11 +22,11 @@
         .asciz "hash"
         .p2align 3
 workload_list_default:
-        WORKER fs, 4
-        WORKER pipe_writer, 2
-        WORKER pipe_reader, 2
-        WORKER driver, 3
-        WORKER sort, 3
-        WORKER hash, 2
-        WORKER crc, 2
+        WORKER fs, 3
+        WORKER pipe_writer, 1
+        WORKER pipe_reader, 1
+        WORKER driver, 2
+        WORKER sort, 2
+        WORKER hash, 1
+        WORKER crc, 3
         .quad 0
