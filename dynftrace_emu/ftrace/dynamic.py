@@ -127,7 +127,7 @@ class DynamicFtrace:
             self.hash.add(node, ip)
             self._ftraced_trigger = True
             number = self.recorded - 1
-            if vcpu.nmi.blocked:
+            if vcpu.in_nmi:
                 self.recorded_in_nmi.append(ip - MCOUNT_INSN_SIZE)
         if self.observers:
             self._notify_recorded(vcpu, ip, parent_ip, number)

@@ -9,6 +9,7 @@ tell how much of it ran.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 import random
@@ -166,13 +167,11 @@ class DeterministicEngine(Engine):
 
         Under the rule *anywhere* a guest need never turn interrupts on; then it stays where it is.
         """
-        limit = None if self.park_rule is Park.PREEMPTIBLE else _SETTLE_INSTRUCTIONS
-        for slot in self._slots:
-            try:
-                self._park(slot, Park.PREEMPTIBLE, limit)
-            except StopMachineTimeout:
-                if limit is None:
-                    raise
+        if self.park_rule is Park.PREEMPTIBLE:
+            self._park_all(Park.PREEMPTIBLE, round(STOP_LIMIT_S * self.virtual_hz))
+        else:
+            with contextlib.suppress(StopMachineTimeout):
+                self._park_all(Park.PREEMPTIBLE, _SETTLE_INSTRUCTIONS)
 
     def _now_is_where_they_are(self) -> None:
         """The run ended between two events: time has come to the vCPU that got furthest."""
@@ -297,6 +296,7 @@ class DeterministicEngine(Engine):
             case ExitReason.OFFLINE:
                 slot.state = VCpuState.DONE
             case ExitReason.SHUTDOWN:
+                slot.state = VCpuState.DONE
                 if exit_.value:
                     raise GuestExit(slot.vcpu.index, exit_.value)
                 self._end = RunEnd.SHUTDOWN
@@ -307,15 +307,20 @@ class DeterministicEngine(Engine):
 
     def park(self) -> None:
         assert not self._parked
-        for slot in self._slots:
-            self._park(slot, self.park_rule)
+        self._park_all(self.park_rule, round(STOP_LIMIT_S * self.virtual_hz))
         self._parked = True
         self._nmis_while_parked(NmiWindow.BEFORE)
 
-    def _park(self, slot: _Slot, rule: Park, patience: int | None = None) -> None:
-        limit = slot.clock + (patience or round(STOP_LIMIT_S * self.virtual_hz))
+    def _park_all(self, rule: Park, patience: int) -> None:
+        """Run those that may not be parked yet, in turns: one may wait for another.
+
+        :param patience: instructions that each of them gets at most.
+        """
+        now = max(slot.clock for slot in self._slots)  # one that starts meanwhile starts there
+        limit = now + patience
         bound = _PARK_SLICE
-        while slot.online and not (rule is Park.ANYWHERE or self.is_preemptible(slot.vcpu)):
+        while waiting := [slot for slot in self._slots if not self._may_park(slot, rule)]:
+            slot = waiting[self._below(len(waiting))]
             if slot.clock >= limit:
                 why = f"{self.why_not_preemptible(slot.vcpu)} for {STOP_LIMIT_S:g} s"
                 raise StopMachineTimeout(slot.vcpu.index, slot.vcpu.rip, why)
@@ -324,6 +329,11 @@ class DeterministicEngine(Engine):
             if slot.state is VCpuState.RUNNING:
                 self._slice(slot, 1 + self._below(bound), None)
                 bound += bound >> 6  # who does not park soon will hardly park
+
+    def _may_park(self, slot: _Slot, rule: Park) -> bool:
+        if not slot.online or rule is Park.ANYWHERE:
+            return True
+        return self.is_preemptible(slot.vcpu)
 
     def release(self) -> None:
         self._nmis_while_parked(NmiWindow.AFTER)
@@ -363,7 +373,7 @@ class DeterministicEngine(Engine):
         slot = self._slots[vcpu.index]
         for _ in range(16):
             if not is_inside(vcpu.rip):
-                return self.park_rule is Park.ANYWHERE or self.is_preemptible(vcpu)
+                return self._may_park(slot, self.park_rule)
             self._after(slot, vcpu.step())
             slot.clock += 1
         return False

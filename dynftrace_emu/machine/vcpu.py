@@ -188,6 +188,11 @@ class VCpu:
         return bool(self[Reg.RFLAGS] & EFLAGS_IF)
 
     @property
+    def in_nmi(self) -> bool:
+        """Whether it handles an NMI; also right inside a port's handler, in the middle of a run."""
+        return self.nmi.blocked and self._iret_at is None
+
+    @property
     def cpl(self) -> int:
         """Current privilege level."""
         return self[Reg.CS] & 3
