@@ -294,7 +294,7 @@ class ThreadedEngine(Engine):
                     return
                 if self._take_nmi(slot):
                     return
-                if Request.STOP not in slot.requests:
+                if Request.STOP not in slot.requests or not self.is_preemptible(vcpu):
                     break
                 self._park_here(slot)
             slot.state = VCpuState.RUNNING

@@ -142,7 +142,6 @@ FUNC file_read_page
         jbe 2f
         cmp r13, rdx
         cmova r13, rdx
-        mov rcx, r14
         and ecx, PAGE_SIZE - 1
         mov eax, PAGE_SIZE
         sub eax, ecx

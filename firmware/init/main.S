@@ -116,16 +116,17 @@ FUNC start_secondary
 END start_secondary
 
 # wait_for_boot_cpu(): what the initcalls make is read by everybody and must be there first.
+# Interrupts are on meanwhile: this CPU can be stopped like any other.
 FUNC wait_for_boot_cpu
 1:
+        sti
+        call cond_resched
         cmp qword ptr [rip + system_running], 0
         jne 2f
-        sti
         hlt                             # until the next tick
-        cli
-        call cond_resched
         jmp 1b
 2:
+        cli
         RETURN
 END wait_for_boot_cpu
 

@@ -228,6 +228,18 @@ def test_e1000_keeps_frames_apart(machine):
             assert machine.read_from(fd, wanted) == (ring.pop(0)[:wanted] if ring else -EAGAIN)
 
 
+def test_operations_called_directly(machine):
+    """They may not rely on what their caller left in registers."""
+    ring, at = machine.buffer(bytes(272)), machine.buffer(bytes(272)) + 0x1000
+    machine.write(at, b"frame" + bytes(20))
+    assert machine.call("e1000_xmit_frame", ring, at, 5) == 5
+    assert machine.call("e1000_clean_rx", ring, at + 10, 60) == 5
+    assert machine.read(at + 10, 6) == b"frame\0"
+    for node in ("null", "zero", "full", "ram0", "loop0", "sda"):
+        fd = machine.open(node)
+        assert machine.call(f"{NODES[node]}_poll", machine.call("fcheck", fd)) == POLLIN | POLLOUT
+
+
 @pytest.mark.parametrize("node", DISKS)
 def test_disks_keep_what_is_written(machine, node):
     fd, rng, disk = machine.open(node), random.Random(node), bytearray(DISK_BYTES)

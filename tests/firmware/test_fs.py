@@ -422,6 +422,37 @@ def test_creat_poll_and_ioctl(fs, kernel):
     assert fs.read(root, 5) == -EINVAL
 
 
+def test_the_layers_below_the_system_calls(fs, kernel):
+    """Each called directly: it may not rely on what its caller left in registers."""
+    fd = fs.open("/f", O_RDWR | O_CREAT)
+    file = kernel.call("fcheck", fd)
+    inode = kernel.read_u64(kernel.read_u64(file + 8) + 8)
+    position, at = kernel.write(HEAP, bytes(8)), kernel.buffer(b"abcdefgh" + b"\xee" * 8)
+    assert kernel.call("vfs_write", file, at, 8, position) == 8
+    assert kernel.call("generic_file_write", file, at, 8, position) == 8
+    assert kernel.call("file_write_page", inode, at, 8, 16) == 8
+    assert kernel.read_u64(position) == 16
+    kernel.write_u64(position, 3)
+    for name, expected in (("vfs_read", b"defgha"), ("generic_file_read", b"bcdefg")):
+        assert kernel.call(name, file, at, 6, position) == 6
+        assert kernel.read(at, 8) == expected + kernel.read(at + 6, 2)
+    assert kernel.call("file_read_page", inode, at, 100, 20) == 4
+    assert kernel.read(at, 4) == b"efgh"
+    assert kernel.syscall("vfs_read", file, at, -1, position) == -EINVAL
+    assert kernel.syscall("vfs_write", file, at, -1, position) == -EINVAL
+    kernel.write_u64(position, 1 << 63)
+    assert kernel.syscall("vfs_read", file, at, 1, position) == -EINVAL
+
+
+def test_no_memory_for_a_root():
+    kernel = Kernel(boot=False)
+    kernel.call("dcache_init")
+    kernel.call("inode_init")
+    kernel.kmem_cache_alloc = lambda *_: 0
+    with pytest.raises(AssertionError, match="Unable to mount root"):
+        kernel.call("mnt_init")
+
+
 def test_device_nodes_without_a_driver(fs, kernel):
     assert kernel.syscall("sys_mknod", b"/dev/x", S_IFCHR | 0o600, 5 << 8) == 0
     assert kernel.syscall("sys_mknod", b"/dev/x", S_IFCHR | 0o600, 5 << 8) == -EEXIST

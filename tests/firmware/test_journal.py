@@ -73,8 +73,8 @@ def test_the_log_replays_to_what_was_written(kernel):
         tid += 1
         checksum = 0
         for number in range(len(chosen)):
-            magic, kind, in_tid, block, _, data = log_block(kernel, position + number)
-            assert (magic, kind, in_tid) == (MAGIC, METADATA, tid)
+            magic, kind, in_tid, block, found, data = log_block(kernel, position + number)
+            assert (magic, kind, in_tid, found) == (MAGIC, METADATA, tid, 0)
             assert data == struct.pack("<4Q", block + 1, lengths[block], 1, generations[block])
             checksum = crc32_le(checksum, data)
             replayed[block] = data
@@ -99,6 +99,7 @@ def test_handles_share_a_transaction(kernel):
     assert kernel.syscall("journal_get_write_access", other, head) == -ENOSPC, "no credits"
     assert kernel.syscall("journal_get_write_access", one, head) == 0
     assert kernel.syscall("journal_get_write_access", other, head) == 0, "filed already"
+    assert kernel.read_u64(journal(kernel)[2] + 24) == 1, "T_NR_BUFFERS"
     kernel.call("journal_stop", one)
     kernel.call("journal_stop", other)
     # Nothing was changed: the commit has no block but its own.
@@ -135,9 +136,13 @@ def test_no_memory_to_write_back(kernel, failing):
 def test_late_work_leaves_nothing_but_its_own_traces(traced):
     kernel = Kernel(LATE, traced=traced)
     task, live = kernel.read(TASK_AT, TASK.size), dict(kernel.live)
+    lengths = [0] * 4
     for number in range(1, 40):
         kernel.call("late_work")
         assert kernel.read_u64(kernel.address("late_rounds")) == number
+        for index in (number % 4, (3 * number + 1) % 4):
+            lengths[index] += 5 * number + 64
+        assert [kernel.read_u64(inode(kernel, n) + 32) for n in range(4)] == lengths
         assert kernel.read_u64(kernel.address("nr_dirty")) == 0
     assert journal(kernel)[1] == 39, "one transaction a round"
     assert kernel.read_u64(kernel.address("dpm_cursor")) == 39 % 13 or 13
