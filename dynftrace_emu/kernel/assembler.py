@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import keystone
 
 from dynftrace_emu.errors import AssemblyError
-from dynftrace_emu.kernel.preprocessor import LOCAL_PREFIX, Line, Preprocessed, Preprocessor, Read
+from dynftrace_emu.kernel.preprocessor import Preprocessed, Preprocessor, Read
+from dynftrace_emu.kernel.statements import LOCAL_PREFIX, Line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

@@ -12,37 +12,27 @@ from __future__ import annotations
 import ast
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from dynftrace_emu.errors import AssemblyError
+from dynftrace_emu.kernel.statements import (
+    LOCAL_PREFIX,
+    Line,
+    directive,
+    evaluate,
+    split_outside,
+    statements,
+)
 
-__all__ = ["LOCAL_PREFIX", "Line", "Preprocessed", "Preprocessor"]
+__all__ = ["Preprocessed", "Preprocessor", "Read"]
 
 _LABEL = re.compile(r"\s*([A-Za-z_.$][\w.$]*|\d+):")
 _NUMERIC_REFERENCE = re.compile(r"\b(\d+)([bf])\b")
-_QUOTED_OR_COMMENT = re.compile(
-    r"\"(?:\\.|[^\"\\])*\"|'(?:\\.|[^'\\])'|#[^\n]*|//[^\n]*|/\*.*?\*/", re.DOTALL
-)
-_LOCAL_LABEL = re.compile(r"(?<![\w.])\.L(?=\w)")
-LOCAL_PREFIX = "__local_"
 _MAX_DEPTH = 32
 
 Read = Callable[[str], str]
 """Returns the text of a file that ``.include`` names; raises OSError if there is none."""
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One statement, and where it was written."""
-
-    text: str
-    file: str
-    number: int
-
-    def error(self, message: str) -> AssemblyError:
-        """An error that points here."""
-        return AssemblyError(f"{self.file}:{self.number}: {message}")
 
 
 @dataclass(slots=True)
@@ -62,76 +52,6 @@ class Preprocessed:
     percpu: dict[str, int] = field(default_factory=dict)  # name -> offset from GS
     percpu_size: int = 0
     constants: dict[str, int] = field(default_factory=dict)  # numbers by .set
-
-
-def _strip_comments(text: str) -> str:
-    def replace(match: re.Match[str]) -> str:
-        token = match.group()
-        if token[0] in "\"'":
-            return token
-        return "\n" * token.count("\n")
-
-    return _QUOTED_OR_COMMENT.sub(replace, text)
-
-
-def _split(text: str, separator: str) -> list[str]:
-    """Split at ``separator`` outside quotes, parentheses and brackets."""
-    parts, depth, quote, start, i = [], 0, "", 0, 0
-    while i < len(text):
-        char = text[i]
-        if quote:
-            if char == "\\":
-                i += 1
-            elif char == quote:
-                quote = ""
-        elif char == '"' or (char == "'" and text[i + 2 : i + 3] == "'"):
-            quote = char
-        elif char in "([":
-            depth += 1
-        elif char in ")]":
-            depth -= 1
-        elif char == separator and depth == 0:
-            parts.append(text[start:i])
-            start = i + 1
-        i += 1
-    parts.append(text[start:])
-    return [part.strip() for part in parts]
-
-
-def _hide_local_labels(statement: str) -> str:
-    """``.Lname`` as Keystone can take it: in a memory operand it thinks the dot selects a field."""
-    parts = re.split(r"(\"(?:\\.|[^\"\\])*\")", statement)
-    parts[::2] = [_LOCAL_LABEL.sub(LOCAL_PREFIX, part) for part in parts[::2]]
-    return "".join(parts)
-
-
-def _lines(text: str, file: str) -> Iterator[Line]:
-    for number, raw in enumerate(_strip_comments(text).splitlines(), 1):
-        for statement in _split(raw, ";"):
-            if statement:
-                yield Line(_hide_local_labels(statement), file, number)
-
-
-def _evaluate(node: ast.expr, names: Mapping[str, int]) -> int:
-    match node:
-        case ast.Constant(value=int(value)):
-            return value
-        case ast.Name(id=name):
-            return names[name]
-        case ast.BinOp(left, ast.Add(), right):
-            return _evaluate(left, names) + _evaluate(right, names)
-        case ast.BinOp(left, ast.Sub(), right):
-            return _evaluate(left, names) - _evaluate(right, names)
-        case ast.BinOp(left, ast.Mult(), right):
-            return _evaluate(left, names) * _evaluate(right, names)
-    raise ValueError
-
-
-def _directive(line: Line) -> tuple[str, str]:
-    word, _, rest = line.text.partition(" ")
-    if "\t" in word:
-        word, _, rest = line.text.partition("\t")
-    return word, rest.strip()
 
 
 class Preprocessor:
@@ -166,7 +86,7 @@ class Preprocessor:
         :raises AssemblyError: naming the file and line.
         """
         self._section = ".text"
-        self._run(list(_lines(text, file)), 0)
+        self._run(list(statements(text, file)), 0)
 
     def _run(self, lines: list[Line], depth: int) -> None:
         if depth > _MAX_DEPTH:
@@ -174,7 +94,7 @@ class Preprocessor:
         position = 0
         while position < len(lines):
             line = lines[position]
-            word, rest = _directive(line)
+            word, rest = directive(line)
             block = _BLOCKS.get(word)
             if block is None:
                 self._statement(line, word, rest, depth)
@@ -188,7 +108,7 @@ class Preprocessor:
     def _find_end(lines: list[Line], start: int, word: str, end_word: str) -> int:
         depth = 0
         for position in range(start, len(lines)):
-            other = _directive(lines[position])[0]
+            other = directive(lines[position])[0]
             if _BLOCKS.get(other) == end_word:
                 depth += 1
             elif other == end_word:
@@ -200,13 +120,15 @@ class Preprocessor:
     def _block(self, line: Line, word: str, rest: str, body: list[Line], depth: int) -> None:
         if word == ".macro":
             name, _, parameters = rest.partition(" ")
-            pairs = [p.partition("=") for p in _split(parameters.replace(" ", ","), ",") if p]
+            pairs = [
+                p.partition("=") for p in split_outside(parameters.replace(" ", ","), ",") if p
+            ]
             self._macros[name] = _Macro([(p[0].strip(), p[2].strip()) for p in pairs], body)
         elif word == ".rept":
             for _ in range(self._number(line, rest)):
                 self._run(body, depth + 1)
         elif word == ".irp":
-            variable, *values = _split(rest, ",")
+            variable, *values = split_outside(rest, ",")
             for value in values:
                 self._run(self._substitute(body, {variable: value}), depth + 1)
         else:
@@ -217,7 +139,7 @@ class Preprocessor:
     def _branch(body: list[Line], wanted: bool) -> list[Line]:
         depth = 0
         for position, line in enumerate(body):
-            word = _directive(line)[0]
+            word = directive(line)[0]
             if _BLOCKS.get(word) == ".endif":
                 depth += 1
             elif word == ".endif":
@@ -246,18 +168,18 @@ class Preprocessor:
         elif word == ".include":
             self._include(line, rest.strip('"'), depth)
         elif word == ".section" or word in _SECTION_DIRECTIVES:
-            self._section = _split(rest, ",")[0] if word == ".section" else word
+            self._section = split_outside(rest, ",")[0] if word == ".section" else word
         elif word == ".type":
-            name, kind = _split(rest, ",")
+            name, kind = split_outside(rest, ",")
             if kind.lstrip("@%") == "function":
                 self.out.functions.add(name)
         elif word == ".percpu":
             self._percpu(line, rest)
         elif word == ".set":
-            name, value = _split(rest, ",")
+            name, value = split_outside(rest, ",")
             self._set(line, name, value)
         elif word == ".size":
-            name = _split(rest, ",")[0]
+            name = split_outside(rest, ",")[0]
             self.out.sized.add(name)
             self._emit(Line(f"__end_{name}:", line.file, line.number))
         elif word in _IGNORED:
@@ -268,7 +190,7 @@ class Preprocessor:
             self._labels_and_rest(line, depth)
 
     def _expand(self, line: Line, macro: _Macro, rest: str) -> list[Line]:
-        given = _split(rest, ",") if rest else []
+        given = split_outside(rest, ",") if rest else []
         if len(given) > len(macro.parameters):
             raise line.error(f"too many arguments: {line.text!r}")
         values = dict(macro.parameters)
@@ -287,11 +209,11 @@ class Preprocessor:
         except OSError as error:
             raise line.error(f"cannot include {name}: {error.strerror}") from error
         outer = self._section
-        self._run(list(_lines(text, name)), depth + 1)
+        self._run(list(statements(text, name)), depth + 1)
         self._section = outer
 
     def _percpu(self, line: Line, rest: str) -> None:
-        name, *sizes = _split(rest, ",")
+        name, *sizes = split_outside(rest, ",")
         if len(sizes) != 1:
             raise line.error(".percpu NAME, SIZE expected")
         count = (self._number(line, sizes[0]) + 7) & ~7
@@ -313,7 +235,7 @@ class Preprocessor:
     def _number(self, line: Line, text: str) -> int:
         """The value of a product or sum of numbers and known names."""
         try:
-            return _evaluate(ast.parse(text, mode="eval").body, self._constants)
+            return evaluate(ast.parse(text, mode="eval").body, self._constants)
         except (SyntaxError, KeyError, ValueError):
             raise line.error(f"not a number: {text!r}") from None
 

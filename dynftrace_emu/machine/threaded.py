@@ -17,10 +17,12 @@ import threading
 import time
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import partial
 from typing import TYPE_CHECKING
 
 from dynftrace_emu.errors import GuestExit, OptionError, StopMachineTimeout
 from dynftrace_emu.machine.engine import Engine, Kthread, RunEnd, VCpuState
+from dynftrace_emu.machine.hostthreads import HostThreads
 from dynftrace_emu.machine.hypercalls import Request
 from dynftrace_emu.machine.machine import STOP_LIMIT_S
 from dynftrace_emu.machine.vcpu import Exit, ExitReason, VCpu
@@ -74,9 +76,7 @@ class ThreadedEngine(Engine):
         self._finishing = False
         self._end: RunEnd | None = None
         self._error: BaseException | None = None
-        self._ended = threading.Event()  # wakes kthreads and tickers from their sleep
-        self._bodies: list[tuple[str, Kthread]] = []
-        self._helpers: list[threading.Thread] = []
+        self._threads = HostThreads(self._fail)
         self._elapsed = 0.0
         self._started: float | None = None
 
@@ -87,37 +87,7 @@ class ThreadedEngine(Engine):
         return self._elapsed + (time.perf_counter() - started if started is not None else 0.0)
 
     def kthread(self, name: str, body: Kthread) -> None:
-        self._bodies.append((name, body))
-        if self._started is not None:
-            self._start_helper(name, lambda: self._run_kthread(body))
-
-    def _run_kthread(self, body: Kthread) -> None:
-        for delay in body:
-            if self._ended.wait(delay):
-                return
-
-    def _ticker(self, request: Request, rate: float) -> None:
-        due = time.perf_counter()
-        while True:
-            due = max(due + 1 / rate, time.perf_counter())
-            if self._ended.wait(due - time.perf_counter()):
-                return
-            with self._cond:
-                for slot in self._slots:
-                    if slot.online:
-                        self._request(slot, request)
-                self._cond.notify_all()
-
-    def _start_helper(self, name: str, work: Callable[[], None]) -> None:
-        def guarded() -> None:
-            try:
-                work()
-            except BaseException as error:  # noqa: BLE001 - handed on to run(), whatever it is
-                self._fail(error)
-
-        thread = threading.Thread(target=guarded, name=name, daemon=True)
-        self._helpers.append(thread)
-        thread.start()
+        self._threads.kthread(name, body)
 
     def _fail(self, error: BaseException) -> None:
         with self._cond:
@@ -154,16 +124,15 @@ class ThreadedEngine(Engine):
 
     def run(self, seconds: float | None) -> RunEnd:
         self._end, self._error, self._finishing = None, None, False
-        self._ended.clear()
         self._started = time.perf_counter()
         deadline = None if seconds is None else self._started + seconds
         self._start()
         try:
             end = self._wait_for_end(deadline)
-            self._stop_helpers()
+            self._threads.end()  # no stop is under way afterwards
             self._finish(end)
         finally:
-            self._ended.set()
+            self._threads.end()
             self._elapsed = self.now()
             self._started = None
         if self._error is not None:
@@ -176,12 +145,20 @@ class ThreadedEngine(Engine):
                 if slot.online:
                     slot.state = VCpuState.RUNNING
                     self._start_thread(slot)
-        for name, body in self._bodies:
-            self._start_helper(name, lambda body=body: self._run_kthread(body))  # type: ignore[misc]
-        if self.machine.hz:
-            self._start_helper("timer", lambda: self._ticker(Request.TIMER, self.machine.hz))
-        if self.machine.nmi_rate:
-            self._start_helper("nmi", lambda: self._ticker(Request.NMI, self.machine.nmi_rate))
+        self._threads.begin()
+        for name, request, rate in (
+            ("timer", Request.TIMER, self.machine.hz),
+            ("nmi", Request.NMI, self.machine.nmi_rate),
+        ):
+            if rate:
+                self._threads.ticker(name, rate, partial(self._request_all, request))
+
+    def _request_all(self, request: Request) -> None:
+        with self._cond:
+            for slot in self._slots:
+                if slot.online:
+                    self._request(slot, request)
+            self._cond.notify_all()
 
     def _wait_for_end(self, deadline: float | None) -> RunEnd:
         with self._cond:
@@ -193,13 +170,6 @@ class ThreadedEngine(Engine):
                     return RunEnd.TIME
                 self._cond.wait(left)
         return self._end or RunEnd.SHUTDOWN
-
-    def _stop_helpers(self) -> None:
-        """Let host code finish what it is at: no stop is under way afterwards."""
-        self._ended.set()
-        for thread in self._helpers:
-            thread.join()
-        self._helpers.clear()
 
     def _finish(self, end: RunEnd) -> None:
         """Park every vCPU for the last time and let its thread end."""
