@@ -26,9 +26,10 @@ from dynftrace_emu.machine.engine import (
     RunEnd,
     VCpuState,
 )
+from dynftrace_emu.machine.exits import Exit, ExitReason
 from dynftrace_emu.machine.interrupts import in_interrupt_shadow
 from dynftrace_emu.machine.machine import STOP_LIMIT_S
-from dynftrace_emu.machine.vcpu import Exit, ExitReason, Reg, VCpu
+from dynftrace_emu.machine.vcpu import Reg, VCpu
 
 if TYPE_CHECKING:
     from collections.abc import Callable

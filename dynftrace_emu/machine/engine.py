@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 
 from dynftrace_emu.errors import GuestFault
 from dynftrace_emu.machine import faults
+from dynftrace_emu.machine.exits import Exit, ExitReason
 from dynftrace_emu.machine.interrupts import DeliveryError, deliver, has_handler
-from dynftrace_emu.machine.vcpu import Exit, ExitReason, Reg, VCpu, error_text
+from dynftrace_emu.machine.vcpu import Reg, VCpu, error_text
 
 if TYPE_CHECKING:
     import numpy as np

@@ -18,8 +18,9 @@ import numpy as np
 from dynftrace_emu.errors import AddressSpaceError, OptionError, TextBusyError
 from dynftrace_emu.machine.console import DebugConsole
 from dynftrace_emu.machine.engine import CpuWords, Engine, Kthread, RunEnd
+from dynftrace_emu.machine.exits import Exit, ExitReason
 from dynftrace_emu.machine.hypercalls import Port
-from dynftrace_emu.machine.vcpu import Exit, ExitReason, VCpu, require_unicorn
+from dynftrace_emu.machine.vcpu import VCpu, require_unicorn
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -17,22 +17,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dynftrace_emu.errors import ImageError
+from dynftrace_emu.machine.paging import ADDRESS_MASK, PAGE_SIZE, PageTables, PageWalk
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["PAGE_SHIFT", "PAGE_SIZE", "GuestMemory", "PageWalk", "Region"]
+__all__ = ["PAGE_SIZE", "GuestMemory", "PageWalk", "Region"]
 
-PAGE_SHIFT = 12
-PAGE_SIZE = 1 << PAGE_SHIFT
 DIRECT_MAP = 0xFFFF_8880_0000_0000
 """Where physical pages given out by :meth:`GuestMemory.alloc_pages` appear (PAGE_OFFSET)."""
 
-_PRESENT, _WRITABLE, _USER, _NO_EXECUTE = 1, 2, 4, 1 << 63
-_LARGE = 1 << 7
-_ADDRESS = 0x000F_FFFF_FFFF_F000
 _FIRST_FREE = 0x1000  # physical page 0 stays unused: no table ever points there
-_LEVELS = (39, 30, 21, 12)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +46,6 @@ class Region:
     def end(self) -> int:
         """The address behind the last byte."""
         return self.address + self.size
-
-
-@dataclass(frozen=True, slots=True)
-class PageWalk:
-    """What the page tables say of one address; ``physical`` is None where nothing is mapped."""
-
-    physical: int | None
-    writable: bool = False
-    executable: bool = False
-    user: bool = False
 
 
 class GuestMemory:
@@ -82,7 +67,13 @@ class GuestMemory:
         # Replaced as a whole, never changed in place: other threads look regions up meanwhile.
         self._map: tuple[tuple[int, ...], tuple[Region, ...]] = ((), ())
         self._free = _FIRST_FREE
-        self.root = self._take(PAGE_SIZE)  # what CR3 holds
+        words = np.frombuffer(self._ram, np.uint64)
+        self._tables = PageTables(words, lambda: self._take(PAGE_SIZE))
+
+    @property
+    def root(self) -> int:
+        """Physical address of the top page table: what CR3 holds."""
+        return self._tables.root
 
     @property
     def regions(self) -> tuple[Region, ...]:
@@ -112,7 +103,9 @@ class GuestMemory:
         if below >= 0 and (other := regions[below]).end > address:
             raise ImageError(f"{name} at {address:#x} overlaps {other.name} at {other.address:#x}")
         region = Region(name, address, self._take(size), size, writable, executable, purpose)
-        self._fill_tables(region)
+        self._tables.map(
+            region.address, region.physical, size, writable=writable, executable=executable
+        )
         index = bisect.bisect(starts, address)
         self._map = (
             (*starts[:index], address, *starts[index:]),
@@ -140,32 +133,6 @@ class GuestMemory:
         self._free += size
         return physical
 
-    def _fill_tables(self, region: Region) -> None:
-        flags = _PRESENT | (_WRITABLE if region.writable else 0)
-        flags |= 0 if region.executable else _NO_EXECUTE
-        address, physical = region.address, region.physical
-        while address < region.end:
-            table = self._table(address)
-            first = (address >> PAGE_SHIFT) & 511
-            count = min(512 - first, (region.end - address) >> PAGE_SHIFT)
-            entries = np.arange(count, dtype=np.uint64) * np.uint64(PAGE_SIZE)
-            entries += np.uint64(physical)
-            self._u64(table, 512)[first : first + count] = entries | np.uint64(flags)
-            address += count * PAGE_SIZE
-            physical += count * PAGE_SIZE
-
-    def _table(self, address: int) -> int:
-        """Physical address of the last-level table for ``address``, made if need be."""
-        table = self.root
-        for shift in _LEVELS[:-1]:
-            entry = table + 8 * ((address >> shift) & 511)
-            value = self._physical_u64(entry)
-            if not value & _PRESENT:
-                value = self._take(PAGE_SIZE) | _PRESENT | _WRITABLE
-                self._u64(entry, 1)[0] = value
-            table = value & _ADDRESS
-        return table
-
     # --- looking up ---
 
     def find(self, address: int) -> Region | None:
@@ -187,26 +154,8 @@ class GuestMemory:
         raise KeyError(name)
 
     def walk(self, address: int, root: int | None = None) -> PageWalk:
-        """Walk the page tables as the MMU does (SDM vol. 3A, 4.5)."""
-        table = self.root if root is None else root & _ADDRESS
-        writable = executable = user = True
-        if not _is_canonical(address):
-            return PageWalk(None)
-        for shift in _LEVELS:
-            entry = table + 8 * ((address >> shift) & 511)
-            if entry + 8 > self.size:
-                return PageWalk(None)
-            value = self._physical_u64(entry)
-            if not value & _PRESENT:
-                return PageWalk(None)
-            writable &= bool(value & _WRITABLE)
-            user &= bool(value & _USER)
-            executable &= not value & _NO_EXECUTE
-            table = value & _ADDRESS
-            if shift == PAGE_SHIFT or (value & _LARGE and shift in (21, 30)):
-                mask = (1 << shift) - 1
-                return PageWalk((table & ~mask) | (address & mask), writable, executable, user)
-        raise AssertionError("unreachable")
+        """Walk the page tables at ``root`` (what CR3 holds; None: the loader's)."""
+        return self._tables.walk(address, root)
 
     # --- access by virtual address ---
 
@@ -240,11 +189,11 @@ class GuestMemory:
 
     def read_u64(self, address: int) -> int:
         """The 8 bytes at ``address``, which must be mapped; one move."""
-        return self._physical_u64(self._mapped(address))
+        return int(np.frombuffer(self._ram, np.uint64, 1, self._mapped(address))[0])
 
     def write_u64(self, address: int, value: int) -> None:
         """Store 8 bytes at ``address``, which must be mapped; one move."""
-        self._u64(self._mapped(address), 1)[0] = value
+        np.frombuffer(self._ram, np.uint64, 1, self._mapped(address))[0] = value
 
     def view(self, address: int, dtype: np.dtype[Any] | str, count: int = 1) -> NDArray[Any]:
         """``count`` items at ``address`` as a writable NumPy view on guest memory.
@@ -298,7 +247,7 @@ class GuestMemory:
         return physical
 
     def _physical(self, address: int, root: int | None) -> int | None:
-        if root is None or root & _ADDRESS == self.root:
+        if root is None or root & ADDRESS_MASK == self.root:
             region = self.find(address)
             if region is not None:
                 return region.physical + address - region.address
@@ -306,13 +255,3 @@ class GuestMemory:
         if physical is None or physical >= self.size:
             return None
         return physical
-
-    def _u64(self, physical: int, count: int) -> NDArray[np.uint64]:
-        return np.frombuffer(self._ram, np.uint64, count, physical)
-
-    def _physical_u64(self, physical: int) -> int:
-        return int(self._u64(physical, 1)[0])
-
-
-def _is_canonical(address: int) -> bool:
-    return address < 1 << 47 or (1 << 64) - (1 << 47) <= address < 1 << 64

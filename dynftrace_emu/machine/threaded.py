@@ -22,15 +22,16 @@ from typing import TYPE_CHECKING
 
 from dynftrace_emu.errors import GuestExit, OptionError, StopMachineTimeout
 from dynftrace_emu.machine.engine import Engine, Kthread, RunEnd, VCpuState
+from dynftrace_emu.machine.exits import Exit, ExitReason
 from dynftrace_emu.machine.hostthreads import HostThreads
 from dynftrace_emu.machine.hypercalls import Request
 from dynftrace_emu.machine.machine import STOP_LIMIT_S
-from dynftrace_emu.machine.vcpu import Exit, ExitReason, VCpu
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from dynftrace_emu.machine.machine import Machine
+    from dynftrace_emu.machine.vcpu import VCpu
 
 __all__ = ["ThreadedEngine"]
 

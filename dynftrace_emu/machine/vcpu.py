@@ -8,14 +8,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from enum import Enum, IntEnum, auto
+from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
 import unicorn
 from unicorn import x86_const as x86
 
 from dynftrace_emu.errors import AddressSpaceError, DynftraceError
+from dynftrace_emu.machine.exits import Exit, ExitReason
 from dynftrace_emu.machine.nmi import NmiLatch
 
 if TYPE_CHECKING:
@@ -98,27 +98,6 @@ class Reg(IntEnum):
     CR4 = x86.UC_X86_REG_CR4
     GS_BASE = x86.UC_X86_REG_GS_BASE
     FS_BASE = x86.UC_X86_REG_FS_BASE
-
-
-class ExitReason(Enum):
-    """Why :meth:`VCpu.run` came back."""
-
-    BUDGET = auto()  # the instructions asked for have run
-    HALTED = auto()  # hlt; RIP is behind it
-    SAFEPOINT = auto()  # the guest saw its request word and trapped
-    OFFLINE = auto()  # the guest took this CPU out of the machine
-    SHUTDOWN = auto()  # exit port; value is the code
-    EXCEPTION = auto()  # value is the vector; RIP as the CPU would save it
-    IRET = auto()  # stopped in front of an iret, as run(stop_at_iret=True) asked
-    BUS_ERROR = auto()  # an access to a physical address without RAM
-
-
-@dataclass(frozen=True, slots=True)
-class Exit:
-    """A reason, and the number that belongs to it."""
-
-    reason: ExitReason
-    value: int = 0
 
 
 OutPort = Callable[["VCpu", int], Exit | None]
