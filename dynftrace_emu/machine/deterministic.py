@@ -29,6 +29,7 @@ from dynftrace_emu.machine.engine import (
 from dynftrace_emu.machine.exits import Exit, ExitReason
 from dynftrace_emu.machine.interrupts import in_interrupt_shadow
 from dynftrace_emu.machine.machine import STOP_LIMIT_S
+from dynftrace_emu.machine.schedule import Slot
 from dynftrace_emu.machine.vcpu import Reg, VCpu
 
 if TYPE_CHECKING:
@@ -45,28 +46,6 @@ _PARK_SLICE = 48
 _WINDOW_SLICE = 16  # instructions between two looks whether IF is on
 _BETWEEN_TRIES = 2000
 _SETTLE_INSTRUCTIONS = 50_000
-
-
-@dataclass(slots=True)
-class _Slot:
-    """One vCPU's place in the schedule. ``clock`` and what is due are in instructions."""
-
-    vcpu: VCpu
-    state: VCpuState = VCpuState.WAITING
-    clock: int = 0
-    ticks: int = 0  # timer interrupts that became due
-    next_tick: int | None = None
-    next_nmi: int | None = None
-    timer_pending: bool = False
-
-    @property
-    def online(self) -> bool:
-        return self.state in (VCpuState.RUNNING, VCpuState.HALTED)
-
-    def due(self) -> int | None:
-        """When its next own event comes."""
-        times = [time for time in (self.next_tick, self.next_nmi) if time is not None]
-        return min(times) if times else None
 
 
 @dataclass(order=True, slots=True)
@@ -97,7 +76,7 @@ class DeterministicEngine(Engine):
         self.park_rule = park
         self.virtual_hz = virtual_hz
         self._random = random.Random(seed)
-        self._slots = [_Slot(vcpu) for vcpu in machine.vcpus]
+        self._slots = [Slot(vcpu) for vcpu in machine.vcpus]
         self._sleepers: list[_Sleeper] = []
         self._order = itertools.count()
         self._global_clock = 0
@@ -141,11 +120,11 @@ class DeterministicEngine(Engine):
         if self.machine.nmi_rate:
             self._next_nmi(slot)
 
-    def _next_tick(self, slot: _Slot) -> None:
+    def _next_tick(self, slot: Slot) -> None:
         slot.ticks += 1
         slot.next_tick = slot.ticks * self.virtual_hz // self.machine.hz
 
-    def _next_nmi(self, slot: _Slot) -> None:
+    def _next_nmi(self, slot: Slot) -> None:
         period = max(1, int(self.virtual_hz / self.machine.nmi_rate))
         slot.next_nmi = slot.clock + period + self._below(period)
 
@@ -200,7 +179,7 @@ class DeterministicEngine(Engine):
 
     def _all_asleep_for_ever(self) -> bool:
         return all(
-            slot.state is VCpuState.HALTED and slot.due() is None
+            slot.state is VCpuState.HALTED and slot.wake_time() is None
             for slot in self._slots
             if slot.online
         )
@@ -209,26 +188,25 @@ class DeterministicEngine(Engine):
         times = [self._sleepers[0].time] if self._sleepers else []
         return min([*times, *([] if end is None else [end])], default=None)
 
-    def _next_slot(self, horizon: int | None) -> _Slot | None:
+    def _next_slot(self, horizon: int | None) -> Slot | None:
         """The vCPU that is furthest behind and has something to do before ``horizon``."""
         best = None
         for slot in self._slots:
-            if slot.state is VCpuState.HALTED:
-                self._sleep_until_due(slot, horizon)
+            if slot.state is VCpuState.HALTED and not self._wakes(slot, horizon):
+                continue
             if not slot.online or (horizon is not None and slot.clock >= horizon):
                 continue
-            if slot.state is VCpuState.RUNNING and (best is None or slot.clock < best.clock):
+            if best is None or slot.clock < best.clock:
                 best = slot
         return best
 
-    def _sleep_until_due(self, slot: _Slot, horizon: int | None) -> None:
-        """A halted vCPU's clock goes on to what wakes it, or to the horizon."""
-        due = slot.due()
-        if due is not None and (horizon is None or due < horizon):
-            slot.clock = max(slot.clock, due)
-            slot.state = VCpuState.RUNNING
-        elif horizon is not None:
-            slot.clock = max(slot.clock, horizon)
+    @staticmethod
+    def _wakes(slot: Slot, horizon: int | None) -> bool:
+        """A halted vCPU's clock goes on to what may wake it, or to the horizon."""
+        wake = slot.wake_time()
+        times = [time for time in (wake, horizon) if time is not None]
+        slot.clock = max(slot.clock, min(times, default=0))
+        return wake is not None
 
     def _advance(self, time: int) -> None:
         """Every vCPU has reached ``time``: run the host code that is due."""
@@ -240,10 +218,12 @@ class DeterministicEngine(Engine):
     def _slice_length(self) -> int:
         return 1 + self._below(_SLICES[self._below(len(_SLICES))])
 
-    def _slice(self, slot: _Slot, length: int, horizon: int | None) -> None:
+    def _slice(self, slot: Slot, length: int, horizon: int | None) -> None:
         """Deliver what is due, then run ``length`` instructions at most."""
         self._note_due(slot)
         length = min(length, self._deliver(slot))
+        if slot.state is not VCpuState.RUNNING:
+            return  # nothing woke it, or it is gone
         for bound in (slot.due(), horizon):
             if bound is not None and bound > slot.clock:
                 length = min(length, bound - slot.clock)
@@ -252,7 +232,7 @@ class DeterministicEngine(Engine):
         slot.clock += length
         self._after(slot, exit_)
 
-    def _note_due(self, slot: _Slot) -> None:
+    def _note_due(self, slot: Slot) -> None:
         if slot.next_tick is not None and slot.clock >= slot.next_tick:
             slot.timer_pending = self.has_timer(slot.vcpu)
             self._next_tick(slot)
@@ -260,7 +240,7 @@ class DeterministicEngine(Engine):
             slot.vcpu.nmi.signal()
             self._next_nmi(slot)
 
-    def _deliver(self, slot: _Slot) -> int:
+    def _deliver(self, slot: Slot) -> int:
         """Deliver an NMI or the tick if the CPU takes it now; returns how far to run at most."""
         if slot.vcpu.nmi.take():
             self.deliver_nmi(slot.vcpu)
@@ -269,11 +249,11 @@ class DeterministicEngine(Engine):
             return self._deliver_tick(slot)
         return max(_SLICES)
 
-    def _deliver_tick(self, slot: _Slot) -> int:
+    def _deliver_tick(self, slot: Slot) -> int:
         if slot.vcpu.interrupts_on and in_interrupt_shadow(slot.vcpu):
             slot.clock += 1
             self._after(slot, slot.vcpu.step())
-        if not slot.vcpu.interrupts_on:
+        if not slot.online or not slot.vcpu.interrupts_on:
             return _WINDOW_SLICE
         slot.timer_pending = False
         self.set_clock(slot.vcpu, slot.clock / self.virtual_hz)
@@ -281,7 +261,7 @@ class DeterministicEngine(Engine):
         slot.state = VCpuState.RUNNING  # it may have stood at a hlt
         return max(_SLICES)
 
-    def _after(self, slot: _Slot, exit_: Exit) -> None:
+    def _after(self, slot: Slot, exit_: Exit) -> None:
         """Act on why a slice ended."""
         match exit_.reason:
             case ExitReason.EXCEPTION | ExitReason.BUS_ERROR:
@@ -319,19 +299,18 @@ class DeterministicEngine(Engine):
         """
         now = max(slot.clock for slot in self._slots)  # one that starts meanwhile starts there
         limit = now + patience
-        bound = _PARK_SLICE
+        bound = float(_PARK_SLICE)
         while waiting := [slot for slot in self._slots if not self._may_park(slot, rule)]:
             slot = waiting[self._below(len(waiting))]
             if slot.clock >= limit:
                 why = f"{self.why_not_preemptible(slot.vcpu)} for {STOP_LIMIT_S:g} s"
                 raise StopMachineTimeout(slot.vcpu.index, slot.vcpu.rip, why)
             if slot.state is VCpuState.HALTED:
-                self._sleep_until_due(slot, limit)
-            if slot.state is VCpuState.RUNNING:
-                self._slice(slot, 1 + self._below(bound), None)
-                bound += bound >> 6  # who does not park soon will hardly park
+                self._wakes(slot, limit)
+            self._slice(slot, 1 + self._below(int(bound)), None)
+            bound *= 1.01  # who does not park soon will hardly park
 
-    def _may_park(self, slot: _Slot, rule: Park) -> bool:
+    def _may_park(self, slot: Slot, rule: Park) -> bool:
         if not slot.online or rule is Park.ANYWHERE:
             return True
         return self.is_preemptible(slot.vcpu)
@@ -380,7 +359,7 @@ class DeterministicEngine(Engine):
         return False
 
     def run_between_tries(self) -> None:
-        for slot in self._slots:
-            if slot.state is VCpuState.RUNNING:
-                self._slice(slot, 1 + self._below(_BETWEEN_TRIES), None)
-        self._global_clock += _BETWEEN_TRIES
+        horizon = max(slot.clock for slot in self._slots if slot.online) + _BETWEEN_TRIES
+        while (slot := self._next_slot(horizon)) is not None:
+            self._slice(slot, self._slice_length(), horizon)
+        self._global_clock = max(self._global_clock, horizon)

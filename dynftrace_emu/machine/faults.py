@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import capstone
 from capstone import x86 as cs_x86
 
@@ -43,6 +45,12 @@ _PUSHING = {
     cs_x86.X86_INS_PUSH, cs_x86.X86_INS_CALL, cs_x86.X86_INS_PUSHFQ, cs_x86.X86_INS_ENTER,
 }  # fmt: skip
 
+# Capstone calls their memory operand read-only; the CPU writes it back even where nothing changes.
+_ALWAYS_WRITING = {
+    cs_x86.X86_INS_CMPXCHG, cs_x86.X86_INS_CMPXCHG8B, cs_x86.X86_INS_CMPXCHG16B,
+    cs_x86.X86_INS_XADD, cs_x86.X86_INS_XCHG,
+}  # fmt: skip
+
 
 def has_error_code(vector: int) -> bool:
     """Whether the CPU pushes an error code for this exception."""
@@ -80,12 +88,21 @@ def _writes(vcpu: VCpu, address: int) -> bool:
         return False
     if insn.id in _PUSHING and vcpu[Reg.RSP] - 8 <= address < vcpu[Reg.RSP]:
         return True
-    for operand in insn.operands:
-        if operand.type == cs_x86.X86_OP_MEM and operand.access & capstone.CS_AC_WRITE:
+    for position, operand in enumerate(insn.operands):
+        if operand.type != cs_x86.X86_OP_MEM:
+            continue
+        if _is_written(insn, position, operand.access):
             start = _effective_address(vcpu, insn, operand.mem)
             if start <= address < start + max(operand.size, 1):
                 return True
     return False
+
+
+def _is_written(insn: capstone.CsInsn, position: int, access: int) -> bool:
+    """Whether an operand in memory is stored to: Capstone takes some stores for loads."""
+    if access & capstone.CS_AC_WRITE or insn.id in _ALWAYS_WRITING:
+        return True
+    return position == 0 and bool(insn.mnemonic.startswith("mov"))
 
 
 def _effective_address(vcpu: VCpu, insn: capstone.CsInsn, mem: cs_x86.X86OpMem) -> int:
@@ -104,11 +121,12 @@ def _effective_address(vcpu: VCpu, insn: capstone.CsInsn, mem: cs_x86.X86OpMem) 
 
 
 def _value(vcpu: VCpu, name: str) -> int:
-    wide = {"e": "r"}.get(name[0], name[0]) + name[1:] if name[0] == "e" else name.rstrip("d")
-    try:
-        return vcpu[Reg[wide.upper()]]
-    except KeyError:
+    """A general register under any of its names (eax, r8w, si), whole; 0 for another."""
+    match = re.fullmatch(r"r?(\d+)[bwd]?|[re]?([a-ds][ixp]|[bs]p)", name)
+    if match is None:
         return 0
+    number, letters = match.groups()
+    return vcpu[Reg[f"R{number or letters.upper()}"]]
 
 
 def _general_protection(vcpu: VCpu) -> int:
@@ -120,8 +138,6 @@ def _general_protection(vcpu: VCpu) -> int:
     if target.type != cs_x86.X86_OP_REG or target.reg not in _SEGMENTS:
         return 0
     if source.type == cs_x86.X86_OP_REG:
-        name = insn.reg_name(source.reg)
-        wide = name if name[0] == "r" else "r" + name.lstrip("e")
-        return _value(vcpu, wide) & 0xFFFC
+        return _value(vcpu, insn.reg_name(source.reg)) & 0xFFFC
     raw = vcpu.read(_effective_address(vcpu, insn, source.mem), 2)
     return int.from_bytes(raw, "little") & 0xFFFC if raw else 0

@@ -12,6 +12,7 @@ import capstone
 from capstone import x86 as cs_x86
 
 from dynftrace_emu.machine.descriptors import ist_stack
+from dynftrace_emu.machine.paging import PAGE_SIZE
 from dynftrace_emu.machine.vcpu import EFLAGS_IF, Reg, VCpu
 
 __all__ = ["BREAKPOINT", "DeliveryError", "deliver", "has_handler", "in_interrupt_shadow"]
@@ -97,15 +98,23 @@ def in_interrupt_shadow(vcpu: VCpu) -> bool:
     executed last, so this reads the bytes in front of RIP; who gets True runs one instruction and
     then delivers, which is right either way.
     """
-    rip = vcpu.rip
-    before = vcpu.read(rip - _LONGEST_INSTRUCTION, _LONGEST_INSTRUCTION)
-    if before is None:
-        return False
-    if before[-1] == 0xFB:
+    before = _code_before(vcpu)
+    if before.endswith(b"\xfb"):
         return True
     if b"\x8e" not in before and b"\x0f\xb2" not in before:
         return False
-    return any(_loads_ss(before[start:]) for start in range(_LONGEST_INSTRUCTION - 1))
+    return any(_loads_ss(before[start:]) for start in range(len(before) - 1))
+
+
+def _code_before(vcpu: VCpu) -> bytes:
+    """Up to 15 bytes in front of RIP; fewer where the page before it is not mapped."""
+    rip = vcpu.rip
+    in_page = rip % PAGE_SIZE
+    for size in (_LONGEST_INSTRUCTION, min(in_page, _LONGEST_INSTRUCTION)):
+        code = vcpu.read(rip - size, size)
+        if code is not None:
+            return code
+    return b""
 
 
 _disassembler = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)

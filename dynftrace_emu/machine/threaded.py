@@ -166,11 +166,19 @@ class ThreadedEngine(Engine):
             while self._error is None and self._end is None:
                 if not any(slot.online for slot in self._slots):
                     return RunEnd.OFFLINE
+                if all(self._sleeps_for_ever(slot) for slot in self._slots if slot.online):
+                    return RunEnd.IDLE
                 left = 0.1 if deadline is None else min(0.1, deadline - time.perf_counter())
                 if left <= 0:
                     return RunEnd.TIME
                 self._cond.wait(left)
         return self._end or RunEnd.SHUTDOWN
+
+    def _sleeps_for_ever(self, slot: _Slot) -> bool:
+        """Whether it has halted and nothing will wake it. Its thread waits for our lock."""
+        if slot.state is not VCpuState.HALTED or self.machine.nmi_rate:
+            return False
+        return not self.has_timer(slot.vcpu)
 
     def _finish(self, end: RunEnd) -> None:
         """Park every vCPU for the last time and let its thread end."""
@@ -360,7 +368,11 @@ class ThreadedEngine(Engine):
         self._give_up(waiting[0])
 
     def _not_parked(self) -> list[_Slot]:
-        return [s for s in self._slots if s.online and s.state is not VCpuState.PARKED]
+        return [
+            slot
+            for slot in self._slots
+            if slot.online and slot.state is not VCpuState.PARKED and slot.thread is not None
+        ]
 
     def _give_up(self, slot: _Slot) -> None:
         vcpu = slot.vcpu

@@ -7,10 +7,13 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterable
 from enum import IntEnum
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import unicorn
 from unicorn import x86_const as x86
 
@@ -19,7 +22,6 @@ from dynftrace_emu.machine.exits import Exit, ExitReason
 from dynftrace_emu.machine.nmi import NmiLatch
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from dynftrace_emu.machine.memory import GuestMemory
@@ -40,6 +42,7 @@ _FLUSH_THRESHOLD = 1000
 """Sites from which dropping all blocks (10 ms) is cheaper than dropping each (10 us)."""
 
 INVALID_OPCODE = 6
+_GENERAL_PROTECTION, _NO_EXCEPTION = 13, -1
 _HLT = b"\xf4"
 EFLAGS_IF = 1 << 9
 
@@ -60,6 +63,27 @@ def require_unicorn() -> None:
 def error_text(number: int) -> str:
     """What the engine says of one of its error numbers."""
     return str(unicorn.UcError(number))
+
+
+@cache
+def _old_exception_offset() -> int:
+    """Where ``old_exception`` lies in a saved context, as seen by raising one in a spare engine.
+
+    :raises DynftraceError: this engine's contexts are not as expected.
+    """
+    uc = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
+    uc.mem_map(0, 0x1000)
+    uc.mem_write(16, b"\xb8\x28\x00\x00\x00\x8e\xd8")  # mov eax, 0x28; mov ds, eax
+    uc.hook_add(unicorn.UC_HOOK_INTR, lambda uc, *_: uc.emu_stop())
+    before = np.frombuffer(bytes(uc.context_save()), "<i4")
+    uc.emu_start(16, 0)
+    after = np.frombuffer(bytes(uc.context_save()), "<i4")
+    places = np.flatnonzero((before == _NO_EXCEPTION) & (after == _GENERAL_PROTECTION))
+    if len(places) != 1:
+        raise DynftraceError(
+            f"unicorn {unicorn.__version__}: its saved contexts are not understood"
+        )
+    return int(places[0]) * 4
 
 
 def _version(text: str) -> tuple[int, ...]:
@@ -223,6 +247,8 @@ class VCpu:
             self._exit = self._engine_error(error)
         self._note_iret()
         if self._exit is not None:
+            if self._exit.reason is ExitReason.EXCEPTION:
+                self._forget_exception()
             if self._exit.reason in _HALT_BEHIND and self.read(self.rip, 1) == _HLT:
                 self.rip += 1  # the budget ended between the two
             return self._exit
@@ -242,6 +268,17 @@ class VCpu:
         if self._halts:
             return self._halt_at is not None and self.rip == self._halt_at + 1
         return self.read(self.rip - 1, 1) == _HLT
+
+    def _forget_exception(self) -> None:
+        """Tell the engine that the exception has been delivered.
+
+        It waits for a delivery of its own that never comes, and would make the next page fault,
+        divide error or protection fault a double fault. Only its saved context can be changed.
+        """
+        saved = self._uc.context_save()
+        where = saved.context.value + _old_exception_offset()
+        ctypes.c_int32.from_address(where).value = _NO_EXCEPTION
+        self._uc.context_restore(saved)
 
     @staticmethod
     def _engine_error(error: unicorn.UcError) -> Exit:
