@@ -32,6 +32,7 @@ __all__ = [
 TEXT_SECTIONS = (".text", ".init.text")
 PAGE_SHIFT = 12
 INT3 = 0xCC
+_PREFIXES = {"rep", "repe", "repz", "repne", "repnz", "lock"}
 _KEYWORDS = {"ptr", "byte", "word", "dword", "qword", "short"}
 _WORD = re.compile(r"(?<![\w.$])[A-Za-z_.$][\w.$]*")
 
@@ -171,12 +172,18 @@ def assemble_bytes(text: str, address: int) -> bytes:
 def _keystone(lines: list[Line], address: int) -> bytes:
     engine = keystone.Ks(keystone.KS_ARCH_X86, keystone.KS_MODE_64)
     try:
-        code, _ = engine.asm("\n".join(line.text for line in lines), address, as_bytes=True)
+        code, count = engine.asm("\n".join(line.text for line in lines), address, as_bytes=True)
     except keystone.KsError as error:
         raise _diagnose(lines, str(error)) from None
-    if code is None:
-        raise _diagnose(lines, "not understood")
+    # Some statements that it does not understand it drops, without an error.
+    if code is None or count != sum(_counts_as(line) for line in lines):
+        raise _diagnose(lines, "Keystone has dropped a statement")
     return bytes(code)
+
+
+def _counts_as(line: Line) -> int:
+    """How many statements Keystone counts: a prefix is one of its own."""
+    return 2 if line.text.split(None, 1)[0] in _PREFIXES else 1
 
 
 def _diagnose(lines: list[Line], message: str) -> AssemblyError:
@@ -188,7 +195,8 @@ def _diagnose(lines: list[Line], message: str) -> AssemblyError:
         if line.text.endswith(":"):
             continue
         try:
-            engine.asm(line.text, 0)
+            if engine.asm(line.text, 0)[1] != _counts_as(line):
+                return line.error(f"not understood: {line.text!r}")
         except keystone.KsError as error:
             if error.errno != keystone.KS_ERR_ASM_SYMBOL_MISSING:
                 return line.error(f"{error}: {line.text!r}")

@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING
 
 from dynftrace_emu.errors import ImageError
 from dynftrace_emu.kernel.disassembly import disassemble
+from dynftrace_emu.kernel.image import Symbol
 
 if TYPE_CHECKING:
-    from dynftrace_emu.kernel.image import KernelImage, Symbol
+    from dynftrace_emu.kernel.image import KernelImage, Segment
 
 __all__ = ["DEFAULT_NMI_ENTRY", "Edge", "NmiCheck", "nmi_check"]
 
 DEFAULT_NMI_ENTRY = "nmi"
+_LAST = ("ret", "jmp", "iret", "ud2", "int3")
+"""Behind these nothing runs on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +68,8 @@ def nmi_check(image: KernelImage, entry: str = DEFAULT_NMI_ENTRY) -> NmiCheck:
                 path = _path(came_from, function.name)
                 return NmiCheck(entry, tuple(came_from), path, edge.site, tuple(indirect))
             else:
-                callee = image.function_at(edge.target)
-                if callee is not None and callee.name not in came_from:
+                callee = _code_at(image, edge.target)
+                if callee.name not in came_from:
                     came_from[callee.name] = function.name
                     queue.append(callee)
     return NmiCheck(entry, tuple(came_from), (), None, tuple(indirect))
@@ -82,25 +85,50 @@ def _path(came_from: dict[str, str | None], last: str) -> tuple[str, ...]:
 
 
 def edges(image: KernelImage, function: Symbol) -> list[Edge]:
-    """Calls and jumps that leave ``function``, and indirect ones."""
+    """Calls and jumps that leave ``function``, its running on behind its end, and indirect ones."""
     found: list[Edge] = []
+    end = function.address + function.size
+    last = ""
     for site, _, text in disassemble(_code(image, function), function.address):
-        mnemonic, _, operand = text.partition(" ")
-        if mnemonic != "call" and not mnemonic.startswith("j"):
+        last, _, operand = text.partition(" ")
+        if last != "call" and not last.startswith(("j", "loop")):
             continue
         try:
             target = int(operand, 16)
         except ValueError:
             found.append(Edge(site, None))
             continue
-        if not function.address <= target < function.address + function.size:
+        if not function.address <= target < end:
             found.append(Edge(site, target))
+    if last and not last.startswith(_LAST) and _segment(image, end) is not None:
+        found.append(Edge(end, end))
     return found
 
 
-def _code(image: KernelImage, function: Symbol) -> bytes:
+def _code_at(image: KernelImage, address: int) -> Symbol:
+    """The function at ``address``, or code that no symbol declares one, up to the next function."""
+    function = image.function_at(address)
+    if function is not None:
+        return function
+    segment = _segment(image, address)
+    limit = segment.address + len(segment.data) if segment else address
+    end = min((f.address for f in image.functions if f.address > address), default=limit)
+    names = [name for name, symbol in image.symbols.items() if symbol.address == address]
+    return Symbol(
+        names[0] if names else f"{address:#x}", address, min(end, limit) - address, False, ""
+    )
+
+
+def _segment(image: KernelImage, address: int) -> Segment | None:
     for segment in image.segments:
-        offset = function.address - segment.address
-        if 0 <= offset < len(segment.data):
-            return segment.data[offset : offset + function.size]
-    return b""
+        if segment.executable and 0 <= address - segment.address < len(segment.data):
+            return segment
+    return None
+
+
+def _code(image: KernelImage, function: Symbol) -> bytes:
+    segment = _segment(image, function.address)
+    if segment is None:
+        return b""
+    offset = function.address - segment.address
+    return segment.data[offset : offset + function.size]

@@ -182,6 +182,8 @@ class Preprocessor:
             name = split_outside(rest, ",")[0]
             self.out.sized.add(name)
             self._emit(Line(f"__end_{name}:", line.file, line.number))
+        elif word in _SPACE:
+            self._emit(Line(f"{word} {self._number(line, rest):#x}", line.file, line.number))
         elif word in _IGNORED:
             pass
         elif word in _STRAY:
@@ -259,6 +261,8 @@ class Preprocessor:
         if name.isdigit():
             self._numeric[name] = self._numeric.get(name, 0) + 1
             name = f"{LOCAL_PREFIX}{name}_{self._numeric[name]}"
+        elif name.lower() in _REGISTERS:
+            raise line.error(f"{name} is a register's name and cannot be a label")
         elif name in self.out.labels:
             other = self.out.labels[name][1]
             raise line.error(f"{name} is defined already, at {other.file}:{other.number}")
@@ -288,6 +292,16 @@ _BLOCKS = {
     ".irp": ".endr",
     ".ifdef": ".endif",
     ".ifndef": ".endif",
+}
+_SPACE = {".skip", ".space", ".zero"}
+_REGISTERS = {
+    *(f"{prefix}{letter}x" for prefix in ("", "e", "r") for letter in "abcd"),
+    *(f"{letter}{half}" for letter in "abcd" for half in "lh"),
+    *(f"{prefix}{name}" for prefix in ("", "e", "r") for name in ("si", "di", "bp", "sp", "ip")),
+    *(f"{name}l" for name in ("si", "di", "bp", "sp")),
+    *(f"r{number}{size}" for number in range(8, 16) for size in ("", "d", "w", "b")),
+    *(f"{name}{n}" for name in ("cr", "dr", "xmm", "ymm", "mm", "st") for n in range(16)),
+    *("cs", "ds", "es", "fs", "gs", "ss", "st"),
 }
 _STRAY = {".endm", ".endr", ".endif", ".else"}
 _SECTION_DIRECTIVES = {".text", ".rodata", ".data", ".bss"}

@@ -80,6 +80,8 @@ def statements(text: str, file: str) -> Iterator[Line]:
     """The statements of a source, without comments."""
     for number, raw in enumerate(_strip_comments(text).splitlines(), 1):
         for statement in split_outside(raw, ";"):
+            if len(_QUOTED_OR_COMMENT.sub("", statement).split('"')) > 1:
+                raise AssemblyError(f"{file}:{number}: a string does not end: {statement!r}")
             if statement:
                 yield Line(_hide_local_labels(statement), file, number)
 
