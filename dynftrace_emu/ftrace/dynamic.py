@@ -85,6 +85,8 @@ class DynamicFtrace:
         self._converted = 0  # records that a pass or a switch has dealt with
         self._enable_count = 0
         self._ftrace_enabled = True
+        # Changed with every vCPU parked: whether mcount leads to the recorder.
+        self._recording = True
         # Set by vCPU threads under _record_lock, cleared in a pass, with every vCPU parked.
         self._ftraced_trigger = False
         self.arch.shutdown_arch_init(boot_records)
@@ -117,6 +119,9 @@ class DynamicFtrace:
         """
         ip, parent_ip = vcpu[Reg.RDI], vcpu[Reg.RSI]
         with self._record_lock:
+            if not self._recording:
+                # This call loaded the pointer before tracing came on, and was parked since.
+                return Skip.SUSPENDED
             if self.hash.find(ip) is not None:
                 return Skip.NONE
             if self._is_disabled(ip - MCOUNT_INSN_SIZE):
@@ -250,7 +255,7 @@ class DynamicFtrace:
                 text=lambda: TextSpan(np.sort(self.arch.sites(start)), MCOUNT_INSN_SIZE),
             )
         finally:
-            self._kernel.write("ftrace_record_suspended", 0)
+            self._kernel.write("ftrace_record_suspended", 0 if self._recording else 1)
 
     def _update_stopped(
         self, why: str, start: int, convert: Callable[[], Outcome], pointer: str | None
@@ -276,6 +281,8 @@ class DynamicFtrace:
 
     def _set_pointer(self, function: str) -> None:
         """Where mcount leads; before the guest's initcall has run, where it will lead."""
+        self._recording = function == "ftrace_record_ip"
+        self._kernel.write("ftrace_record_suspended", 0 if self._recording else 1)
         address = self._kernel.image.address(function)
         self._kernel.write("ftrace_initial_function", address)
         if function == "ftrace_record_ip" and not self._kernel.read("ftrace_ready"):

@@ -183,7 +183,7 @@ class Preprocessor:
             self.out.sized.add(name)
             self._emit(Line(f"__end_{name}:", line.file, line.number))
         elif word in _SPACE:
-            self._emit(Line(f"{word} {self._number(line, rest):#x}", line.file, line.number))
+            self._space(line, word, rest)
         elif word in _IGNORED:
             pass
         elif word in _STRAY:
@@ -223,6 +223,12 @@ class Preprocessor:
             raise line.error(f"per-CPU variable {name} is declared twice")
         self.out.percpu[name] = self.out.percpu_size
         self.out.percpu_size += count
+
+    def _space(self, line: Line, word: str, rest: str) -> None:
+        """Emit space of a known size: Keystone drops what it cannot count, and knows no 0."""
+        size, *fill = split_outside(rest, ",")
+        if count := self._number(line, size):
+            self._emit(Line(", ".join([f"{word} {count}", *fill]), line.file, line.number))
 
     def _set(self, line: Line, name: str, value: str) -> None:
         try:

@@ -164,6 +164,7 @@ class Skip(IntEnum):
     NONE = 0  # recorded now, or by another vCPU meanwhile
     NO_SLOT = 1
     PATCHED = 2
+    SUSPENDED = 3
 
 
 TASK_RUNNING, TASK_SLEEPING, TASK_DEAD = 0, 1, 2

@@ -98,6 +98,8 @@ ENTRY ftrace_record_ip
         je .Lno_slot
         cmp eax, SKIP_PATCHED
         je .Lpatched
+        cmp eax, SKIP_SUSPENDED
+        je .Lsuspended
 .Lout:
         # No rescheduling here, as preempt_enable would do: schedule() is traced.
         sub qword ptr gs:[PCPU_PREEMPT_COUNT], FTRACE_OFFSET
@@ -137,7 +139,7 @@ ftrace_initial_function:                # whom it follows from the initcall on
 .endif
 ftrace_ready:
         .quad 0
-ftrace_record_suspended:                # not 0 during a pass; the host writes
+ftrace_record_suspended:                # not 0 during a pass, and while others listen
         .quad 0
 ftrace_pages:                           # the page records are taken from, or 0; the host writes
         .quad 0
