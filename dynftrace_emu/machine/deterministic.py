@@ -97,9 +97,9 @@ class DeterministicEngine(Engine):
         self._sleep(body, self._global_clock)
 
     def _sleep(self, body: Kthread, since: int) -> None:
-        """Run host code up to its next sleep."""
+        """Run host code up to its next sleep, which counts from when it has done its work."""
         for delay in body:
-            due = since + max(1, round(delay * self.virtual_hz))
+            due = max(since, self._global_clock) + max(1, round(delay * self.virtual_hz))
             heapq.heappush(self._sleepers, _Sleeper(due, next(self._order), body))
             return
 
@@ -237,7 +237,8 @@ class DeterministicEngine(Engine):
             slot.timer_pending = self.has_timer(slot.vcpu)
             self._next_tick(slot)
         if slot.next_nmi is not None and slot.clock >= slot.next_nmi:
-            slot.vcpu.nmi.signal()
+            if self.has_nmi(slot.vcpu):
+                slot.vcpu.nmi.signal()
             self._next_nmi(slot)
 
     def _deliver(self, slot: Slot) -> int:
@@ -267,7 +268,7 @@ class DeterministicEngine(Engine):
             case ExitReason.EXCEPTION | ExitReason.BUS_ERROR:
                 self.deliver_exception(slot.vcpu, exit_)
             case ExitReason.HALTED:
-                if not slot.vcpu.interrupts_on and slot.next_nmi is None:
+                if not slot.vcpu.interrupts_on and not self.has_nmi(slot.vcpu):
                     raise self.dead_cpu(slot.vcpu)
                 slot.state = VCpuState.HALTED
                 if not self.has_timer(slot.vcpu):
@@ -308,7 +309,7 @@ class DeterministicEngine(Engine):
             if slot.state is VCpuState.HALTED:
                 self._wakes(slot, limit)
             self._slice(slot, 1 + self._below(int(bound)), None)
-            bound *= 1.01  # who does not park soon will hardly park
+            bound = min(bound * 1.01, max(_SLICES))  # who does not park soon will hardly park
 
     def _may_park(self, slot: Slot, rule: Park) -> bool:
         if not slot.online or rule is Park.ANYWHERE:
@@ -322,7 +323,7 @@ class DeterministicEngine(Engine):
     def _nmis_while_parked(self, window: NmiWindow) -> None:
         """A stop takes no virtual time; so of the NMIs to come, some are drawn into it."""
         for slot in self._slots:
-            if slot.next_nmi is None or not slot.online or slot.vcpu.nmi.blocked:
+            if not slot.online or slot.vcpu.nmi.blocked or not self.has_nmi(slot.vcpu):
                 continue
             if self._below(4) == 0:
                 self._next_nmi(slot)

@@ -205,6 +205,10 @@ class Engine(ABC):
             raise self._fault(vcpu, NMI_VECTOR, None, str(error)) from None
         self.machine.nmis[vcpu.index] += 1
 
+    def has_nmi(self, vcpu: VCpu) -> bool:
+        """Whether NMIs come to this vCPU: until it has a gate, their source is off."""
+        return self.machine.nmi_rate > 0 and has_handler(vcpu, NMI_VECTOR)
+
     def has_timer(self, vcpu: VCpu) -> bool:
         """Whether the guest takes timer interrupts: until it has a gate, its timer is off."""
         return self.machine.hz > 0 and has_handler(vcpu, self.machine.timer_vector)

@@ -176,9 +176,9 @@ class ThreadedEngine(Engine):
 
     def _sleeps_for_ever(self, slot: _Slot) -> bool:
         """Whether it has halted and nothing will wake it. Its thread waits for our lock."""
-        if slot.state is not VCpuState.HALTED or self.machine.nmi_rate:
+        if slot.state is not VCpuState.HALTED:
             return False
-        return not self.has_timer(slot.vcpu)
+        return not self.has_timer(slot.vcpu) and not self.has_nmi(slot.vcpu)
 
     def _finish(self, end: RunEnd) -> None:
         """Park every vCPU for the last time and let its thread end."""
@@ -283,7 +283,7 @@ class ThreadedEngine(Engine):
     def _halted(self, slot: _Slot) -> None:
         """``hlt``: wait for something that wakes this CPU; stops find it parked here."""
         vcpu = slot.vcpu
-        if not vcpu.interrupts_on and not self.machine.nmi_rate:
+        if not vcpu.interrupts_on and not self.has_nmi(vcpu):
             raise self.dead_cpu(vcpu)
         with self._cond:
             while True:
@@ -312,6 +312,8 @@ class ThreadedEngine(Engine):
         self._cond.wait()
 
     def _may_take_nmi(self, slot: _Slot) -> bool:
+        if Request.NMI in slot.requests and not self.has_nmi(slot.vcpu):
+            self._clear(slot, Request.NMI)
         return Request.NMI in slot.requests and self._phase is not _Phase.STOPPED
 
     def _take_nmi(self, slot: _Slot) -> bool:

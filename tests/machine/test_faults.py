@@ -241,6 +241,17 @@ def test_a_fault_without_a_handler_ends_the_run(idt, setup, instruction, vector,
     assert fault.exit_code == 1
 
 
+def test_a_software_interrupt_pushes_no_error_code_and_returns_behind_itself():
+    """Not even for a vector whose exception has one (SDM vol. 3A, 6.4.4)."""
+    kernel, frame = run_fault("nop", "int 14", PF)
+    assert frame[:2] == [kernel.image.address("site") + 2, 0x10]
+
+
+def test_a_software_interrupt_without_a_gate_is_general_protection_with_its_vector():
+    kernel, frame = run_fault("nop", "int 0x80", GP)
+    assert frame[:2] == [0x80 * 8 + 2, kernel.image.address("site")]
+
+
 def test_a_gate_that_is_not_present_is_no_handler():
     kernel = boot_guest(guest_of("nop", "ud2") + KEEPER, gates={UD: "fault"})
     at = kernel.image.address("idt") + 16 * UD + 5

@@ -376,6 +376,45 @@ def test_the_timer_is_off_until_the_guest_has_a_gate_for_it():
     assert (kernel.read("seen"), kernel.read("ticks")) == (0, 1)
 
 
+def test_a_cpu_that_halted_before_there_was_a_gate_gets_its_ticks_once_there_is_one():
+    """All CPUs share the table, and the boot CPU fills it while another sleeps already."""
+    kernel = boot_guest(
+        """
+    ENTRY startup_64
+        LOAD_IDT
+        lea rdi, [rip + idt + TIMER_VECTOR * 16]
+        mov rbx, [rdi]
+        mov qword ptr [rdi], 0
+        mov eax, 1
+        mov edx, PORT_CPU_START
+        out dx, eax
+        mov ecx, 100000
+    1:  dec ecx
+        jnz 1b
+        mov [rdi], rbx
+        sti
+    2:  hlt
+        jmp 2b
+    END startup_64
+    ENTRY secondary_startup_64
+        LOAD_IDT
+        sti
+    1:  hlt
+        jmp 1b
+    END secondary_startup_64
+    ENTRY tick
+        inc qword ptr gs:[PCPU_TIMER_INTERRUPTS]
+        iretq
+    END tick
+    """,
+        vcpus=2,
+        gates=TICK,
+        hz=100,
+    )
+    kernel.machine.run(0.5)
+    assert min(kernel.percpu("timer_interrupts")) > 30
+
+
 def test_a_machine_whose_cpus_all_wait_for_nothing_is_idle():
     kernel = boot_guest(
         """

@@ -167,6 +167,39 @@ def test_parking_anywhere_stops_in_all_of_them_too():
     assert not missed
 
 
+def test_an_nmi_handler_with_interrupts_on_is_no_place_to_park():
+    kernel = boot_guest(
+        """
+    ENTRY startup_64
+        LOAD_IDT
+        sti
+        nop
+    1:  jmp 1b
+    END startup_64
+    ENTRY nmi
+        sti
+        .rept 100
+        nop
+        .endr
+        iretq
+    END nmi
+    """,
+        gates={NMI: ("nmi", 1)},
+        nmi_rate=5_000,
+    )
+    machine, ips = kernel.machine, []
+    handler = kernel.image.symbols["nmi"]
+    every(
+        machine,
+        0.000_101,
+        lambda: machine.stop_machine(lambda: ips.append(machine.vcpus[0].rip)),
+    )
+    machine.run(0.03)
+    assert len(ips) > 100
+    assert sum(machine.nmis) > 100
+    assert not [ip for ip in ips if handler.address <= ip < handler.address + handler.size]
+
+
 def test_where_each_vcpu_stood_is_kept_with_the_time():
     kernel = boot_guest(SECTIONS, vcpus=2)
     machine, seen = kernel.machine, []
@@ -587,6 +620,60 @@ def test_a_return_address_inside_a_site_makes_the_stop_try_again():
     assert {inside for inside, _ in seen} == {0}
     assert not [ip for _, ip in seen if callee.address <= ip < callee.address + callee.size]
     assert max(stop.tries for stop in machine.stops) > 1
+
+
+def test_a_return_address_below_an_nmi_makes_the_stop_try_again_too():
+    """Parked anywhere: a vCPU in its NMI handler has the interrupted stack as well."""
+    kernel = boot_guest(
+        """
+    ENTRY startup_64
+        LOAD_IDT
+        sti
+    site:
+        call callee
+        nop
+        nop
+        nop
+        mov ecx, 100
+    1:  dec ecx
+        jnz 1b
+        jmp site
+    END startup_64
+    ENTRY callee
+        mov ecx, 100
+    1:  dec ecx
+        jnz 1b
+        ret
+    END callee
+    ENTRY nmi
+        .rept 100
+        nop
+        .endr
+        iretq
+    END nmi
+    """,
+        gates={NMI: ("nmi", 1)},
+        nmi_rate=10_000,
+        engine=deterministic(seed=6, park=Park.ANYWHERE),
+    )
+    machine, memory, vcpu = kernel.machine, kernel.machine.memory, kernel.machine.vcpus[0]
+    nmi_stack, stack = memory.region("nmi stack 0"), memory.region("stack 0/0")
+    site, in_nmi, inside = kernel.image.address("site"), [], []
+
+    def look():
+        rsp = vcpu[Reg.RSP]
+        in_nmi.append(nmi_stack.address <= rsp < nmi_stack.end)
+        if in_nmi[-1]:
+            rsp = memory.read_u64(nmi_stack.end - 16)  # the interrupted one, in the frame
+        live = memory.view(rsp, "<u8", (stack.end - rsp) // 8).tolist()
+        inside.extend(ip for ip in live if site < ip < site + 8)
+
+    every(
+        machine, 0.0005, lambda: machine.stop_machine(look, lambda: site_span(kernel, size=8))
+    )  # fmt: skip
+    machine.run(0.05)
+    assert sum(in_nmi) > 5
+    assert not inside
 
 
 def put_switched_out_task(kernel, ip):

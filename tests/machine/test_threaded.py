@@ -21,7 +21,7 @@ from dynftrace_emu.machine.vcpu import Reg
 from tests.machine.guests import NMI, TIMER, boot_threaded, set_gate
 
 LONG = 3600.0
-GIVE_UP = 2.0
+GIVE_UP = 4.0
 """Seconds after which a run that hangs is interrupted, so that the test fails instead."""
 
 
@@ -121,6 +121,7 @@ def test_two_vcpus_run_on_two_threads_at_the_same_time(run):
     kernel = boot_threaded(
         TWO
         + """
+    .set ROUNDS, 20
     .data
     here:   .skip 16
     .text
@@ -128,7 +129,7 @@ def test_two_vcpus_run_on_two_threads_at_the_same_time(run):
         mov rax, gs:[PCPU_CPU]
         lea rcx, [rip + here]
         out 0x50, al
-        mov ebx, 1000
+        mov ebx, ROUNDS
     1:  mov [rcx + rax * 8], rbx
         mov rdx, rax
         xor rdx, 1
@@ -148,7 +149,7 @@ def test_two_vcpus_run_on_two_threads_at_the_same_time(run):
         vcpu.out_ports[0x50] = lambda vcpu, _: threads.update(
             {vcpu.index: threading.current_thread()}
         )
-    kernel.machine.memory.view(kernel.image.address("here"), "<u8", 2)[:] = 1001
+    kernel.machine.memory.view(kernel.image.address("here"), "<u8", 2)[:] = 21
     assert run(kernel) is RunEnd.OFFLINE
     assert len({*threads.values(), threading.current_thread()}) == 3
 
