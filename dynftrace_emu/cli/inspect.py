@@ -21,8 +21,8 @@ SCHEMA = 1
 
 
 @click.command(
-    epilog="Examples:  dynftrace-emu inspect | less   |   dynftrace-emu inspect --nmi-check "
-    "mini-kernel-nmi-broken"
+    epilog="\b\nExamples:\n  dynftrace-emu inspect --json\n"
+    "  dynftrace-emu inspect --nmi-check mini-kernel-nmi-broken"
 )
 @image_argument()
 @variant_option()

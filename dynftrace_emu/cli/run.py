@@ -28,8 +28,9 @@ _PAGE = 145  # records in a page; the model checks that this is ENTRIES_PER_PAGE
 
 
 @click.command(
-    epilog="Examples:  dynftrace-emu run   |   dynftrace-emu run --engine deterministic --seed 7 "
-    "--iterations 200 --tracing 1:3 --json"
+    epilog="\b\nExamples:\n  dynftrace-emu run\n"
+    "  dynftrace-emu run --engine deterministic --seed 7 --iterations 200 --tracing 1:3 --json\n"
+    "  dynftrace-emu run --watch vfs_read"
 )
 @image_argument()
 @click.option(

@@ -56,11 +56,21 @@ class RunOptions:
 
         :raises OptionError: saying what is wrong and what is allowed.
         """
+        self._check_types()
         self._check_names()
         self._check_numbers()
         self._check_tracing()
         if self.engine is EngineName.THREADED:
             self._check_threaded()
+
+    def _check_types(self) -> None:
+        """Options may come from a file that somebody wrote."""
+        for names, allowed, what in _TYPES:
+            for name in names:
+                value = getattr(self, name)
+                right = isinstance(value, allowed) and not isinstance(value, bool)
+                _require(right, f"{name} must be {what}, not {value!r}")
+        _require("\0" not in self.image, "the image's name holds a NUL")
 
     def _check_names(self) -> None:
         _one_of("--variant", self.variant, VARIANTS)
@@ -141,6 +151,18 @@ class RunOptions:
             return cls(**values)
         except (TypeError, ValueError, KeyError) as error:
             raise OptionError(f"the options in the file cannot be used: {error}") from None
+
+
+_NOTHING = type(None)
+_TYPES: tuple[tuple[tuple[str, ...], tuple[type, ...], str], ...] = (
+    (("image", "variant", "site"), (str,), "text"),
+    (("workload",), (str, _NOTHING), "text"),
+    (("seed", "vcpus", "boot_records"), (int,), "a whole number"),
+    (("iterations", "virtual_hz"), (int, _NOTHING), "a whole number"),
+    (("period", "nmi_rate"), (int, float), "a number"),
+    (("seconds",), (int, float, _NOTHING), "a number"),
+    (("tracing",), (tuple, _NOTHING), "FROM and UNTIL"),
+)
 
 
 def _require(condition: bool, message: str) -> None:

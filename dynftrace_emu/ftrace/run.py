@@ -62,9 +62,9 @@ class Run:
         self.switches: list[TracingSwitched] = []
         self.observe(self._keep_switch)
         self.daemon = Ftraced(self.kernel, self.dynamic, self.options.period, on_tick)
-        self.machine.kthread("ftraced", self.daemon.body())
+        self.machine.kthread("ftraced", self.daemon.body(), daemon=True)
         if self.options.tracing is not None:
-            self.machine.kthread("tracing", self._tracing(*self.options.tracing))
+            self.machine.kthread("tracing", self._tracing(*self.options.tracing), daemon=True)
         self.ended: RunEnd | None = None
 
     @property

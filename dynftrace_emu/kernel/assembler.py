@@ -170,6 +170,8 @@ def assemble_bytes(text: str, address: int) -> bytes:
 
 
 def _keystone(lines: list[Line], address: int) -> bytes:
+    if not lines:
+        return b""
     engine = keystone.Ks(keystone.KS_ARCH_X86, keystone.KS_MODE_64)
     try:
         code, count = engine.asm("\n".join(line.text for line in lines), address, as_bytes=True)

@@ -63,7 +63,7 @@ def load_image(argument: str, variant: str = "dynamic") -> KernelImage:
         return mini_kernel(variant, argument)
     path = Path(argument)
     try:
-        text = path.read_text()
+        text = path.read_text().replace("\r\n", "\n")
     except FileNotFoundError:
         raise ImageError(
             f"no image {argument!r}: built in are {', '.join(BUILTIN_IMAGES)}; else a path"
@@ -74,6 +74,8 @@ def load_image(argument: str, variant: str = "dynamic") -> KernelImage:
         raise ImageError(f"{argument} is not assembly text") from None
     except OSError as error:
         raise ImageError(f"cannot read {argument}: {error.strerror}") from None
+    if "\0" in text:
+        raise ImageError(f"{argument} is not assembly text")
     if variant not in VARIANTS:
         raise OptionError(f"unknown variant {variant!r}: choose from {', '.join(VARIANTS)}")
     return KernelImage.from_assembly(

@@ -17,6 +17,7 @@ __all__ = ["LOCAL_PREFIX", "Line", "directive", "evaluate", "split_outside", "st
 _QUOTED_OR_COMMENT = re.compile(
     r"\"(?:\\.|[^\"\\])*\"|'(?:\\.|[^'\\])'|#[^\n]*|//[^\n]*|/\*.*?\*/", re.DOTALL
 )
+_STRING = re.compile(r"\"(?:\\.|[^\"\\])*\"")
 _LOCAL_LABEL = re.compile(r"(?<![\w.])\.L(?=\w)")
 LOCAL_PREFIX = "__local_"
 """What the names of local labels begin with once they are expanded."""
@@ -37,7 +38,7 @@ class Line:
 
 def _strip_comments(text: str) -> str:
     def replace(match: re.Match[str]) -> str:
-        token = match.group()
+        token: str = match.group()
         if token[0] in "\"'":
             return token
         return "\n" * token.count("\n")
@@ -78,7 +79,9 @@ def _hide_local_labels(statement: str) -> str:
 
 def statements(text: str, file: str) -> Iterator[Line]:
     """The statements of a source, without comments."""
-    for number, raw in enumerate(_strip_comments(text).splitlines(), 1):
+    for number, raw in enumerate(_strip_comments(text).split("\n"), 1):
+        if not raw.replace("\t", "").isprintable() or "/*" in _STRING.sub("", raw):
+            raise AssemblyError(f"{file}:{number}: not assembly text, or a comment does not end")
         for statement in split_outside(raw, ";"):
             if len(_QUOTED_OR_COMMENT.sub("", statement).split('"')) > 1:
                 raise AssemblyError(f"{file}:{number}: a string does not end: {statement!r}")

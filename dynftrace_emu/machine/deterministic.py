@@ -55,6 +55,7 @@ class _Sleeper:
     time: int
     order: int
     body: Kthread = field(compare=False)
+    daemon: bool = field(compare=False)
 
 
 class DeterministicEngine(Engine):
@@ -93,14 +94,16 @@ class DeterministicEngine(Engine):
         """When the slice began that ``vcpu`` is in, or its clock between two slices."""
         return self._slots[vcpu.index].clock / self.virtual_hz
 
-    def kthread(self, name: str, body: Kthread) -> None:
-        self._sleep(body, self._global_clock)
+    def kthread(self, name: str, body: Kthread, *, daemon: bool = False) -> None:
+        # It begins with the next run(), as a thread would.
+        first = _Sleeper(self._global_clock, next(self._order), body, daemon)
+        heapq.heappush(self._sleepers, first)
 
-    def _sleep(self, body: Kthread, since: int) -> None:
+    def _sleep(self, body: Kthread, since: int, daemon: bool) -> None:
         """Run host code up to its next sleep, which counts from when it has done its work."""
         for delay in body:
             due = max(since, self._global_clock) + max(1, round(delay * self.virtual_hz))
-            heapq.heappush(self._sleepers, _Sleeper(due, next(self._order), body))
+            heapq.heappush(self._sleepers, _Sleeper(due, next(self._order), body, daemon))
             return
 
     def interrupt(self) -> None:
@@ -164,6 +167,8 @@ class DeterministicEngine(Engine):
             slot = self._next_slot(horizon)
             if slot is not None:
                 self._slice(slot, self._slice_length(), horizon)
+                if slot.state is VCpuState.HALTED and self._all_asleep_for_ever():
+                    return RunEnd.IDLE
             elif not any(slot.online for slot in self._slots):
                 return RunEnd.OFFLINE
             elif horizon is None or self._all_asleep_for_ever():
@@ -178,11 +183,14 @@ class DeterministicEngine(Engine):
                 return RunEnd.INTERRUPTED
 
     def _all_asleep_for_ever(self) -> bool:
-        return all(
-            slot.state is VCpuState.HALTED and slot.wake_time() is None
-            for slot in self._slots
-            if slot.online
-        )
+        if any(not sleeper.daemon for sleeper in self._sleepers):
+            return False
+        return all(self._sleeps_for_ever(slot) for slot in self._slots if slot.online)
+
+    def _sleeps_for_ever(self, slot: Slot) -> bool:
+        if slot.state is not VCpuState.HALTED or self.has_nmi(slot.vcpu):
+            return False
+        return not (slot.vcpu.interrupts_on and self.has_timer(slot.vcpu))
 
     def _horizon(self, end: int | None) -> int | None:
         times = [self._sleepers[0].time] if self._sleepers else []
@@ -213,7 +221,7 @@ class DeterministicEngine(Engine):
         self._global_clock = max(self._global_clock, time)
         while self._sleepers and self._sleepers[0].time <= time:
             sleeper = heapq.heappop(self._sleepers)
-            self._sleep(sleeper.body, sleeper.time)
+            self._sleep(sleeper.body, sleeper.time, sleeper.daemon)
 
     def _slice_length(self) -> int:
         return 1 + self._below(_SLICES[self._below(len(_SLICES))])
@@ -271,8 +279,6 @@ class DeterministicEngine(Engine):
                 if not slot.vcpu.interrupts_on and not self.has_nmi(slot.vcpu):
                     raise self.dead_cpu(slot.vcpu)
                 slot.state = VCpuState.HALTED
-                if not self.has_timer(slot.vcpu):
-                    slot.next_tick = None  # so nothing will wake it
             case ExitReason.IRET:
                 self._after(slot, slot.vcpu.step())
             case ExitReason.OFFLINE:

@@ -32,6 +32,8 @@ Kthread = Generator[float, None, None]
 
 NMI_VECTOR = 2
 MAX_NMI_INSTRUCTIONS = 1_000_000
+_INT_N = 0xCD
+_FROM_IDT = 2  # in an error code: the selector is an index into the IDT
 
 
 class Park(Enum):
@@ -98,8 +100,11 @@ class Engine(ABC):
         return self.now()
 
     @abstractmethod
-    def kthread(self, name: str, body: Kthread) -> None:
-        """Run ``body`` beside the guest; the sleeps it yields are on this engine's clock."""
+    def kthread(self, name: str, body: Kthread, *, daemon: bool = False) -> None:
+        """Run ``body`` beside the guest; the sleeps it yields are on this engine's clock.
+
+        A machine in which nothing will ever happen ends; a ``daemon`` is no reason to wait.
+        """
 
     @abstractmethod
     def run(self, seconds: float | None) -> RunEnd:
@@ -171,7 +176,19 @@ class Engine(ABC):
         if exit_.reason is ExitReason.BUS_ERROR:
             raise GuestFault(vcpu.index, f"bus error: {error_text(exit_.value)}", vcpu.rip)
         vector = exit_.value
-        code = faults.error_code(vcpu, vector)
+        if vcpu.read(vcpu.rip - 2, 2) == bytes([_INT_N, vector]):
+            return self._deliver_software_interrupt(vcpu, vector)
+        return self._deliver_fault(vcpu, vector, faults.error_code(vcpu, vector))
+
+    def _deliver_software_interrupt(self, vcpu: VCpu, vector: int) -> None:
+        """``int n``: never an error code; without a gate a protection fault at the instruction."""
+        if has_handler(vcpu, vector):
+            deliver(vcpu, vector)
+        else:
+            vcpu.rip -= 2
+            self._deliver_fault(vcpu, faults.GENERAL_PROTECTION, vector << 3 | _FROM_IDT)
+
+    def _deliver_fault(self, vcpu: VCpu, vector: int, code: int | None) -> None:
         try:
             deliver(vcpu, vector, code)
         except DeliveryError as error:

@@ -22,7 +22,9 @@ class _Sleeper:
 
     name: str
     body: Kthread
+    daemon: bool
     left: float = 0.0
+    done: bool = False
 
     def run(self, ended: threading.Event) -> None:
         """Work and sleep until the body is done, or everything has ended."""
@@ -35,6 +37,7 @@ class _Sleeper:
             try:
                 self.left = next(self.body)
             except StopIteration:
+                self.done = True
                 return
 
 
@@ -51,9 +54,14 @@ class HostThreads:
         self._sleepers: list[_Sleeper] = []
         self._threads: list[threading.Thread] = []
 
-    def kthread(self, name: str, body: Kthread) -> None:
+    @property
+    def busy(self) -> bool:
+        """Whether a kernel thread that is no daemon has not finished."""
+        return any(not sleeper.done and not sleeper.daemon for sleeper in self._sleepers)
+
+    def kthread(self, name: str, body: Kthread, *, daemon: bool = False) -> None:
         """Add a kernel thread: it runs between :meth:`begin` and :meth:`end`."""
-        sleeper = _Sleeper(name, body)
+        sleeper = _Sleeper(name, body, daemon)
         self._sleepers.append(sleeper)
         if not self._ended.is_set():
             self._start(name, lambda: sleeper.run(self._ended))

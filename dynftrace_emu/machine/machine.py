@@ -129,9 +129,12 @@ class Machine:
         """Seconds since the start, on the engine's clock."""
         return self.engine.now()
 
-    def kthread(self, name: str, body: Kthread) -> None:
-        """Run ``body`` beside the guest: it works, and yields how many seconds to sleep."""
-        self.engine.kthread(name, body)
+    def kthread(self, name: str, body: Kthread, *, daemon: bool = False) -> None:
+        """Run ``body`` beside the guest: it works, and yields how many seconds to sleep.
+
+        :param daemon: it does not keep a machine going in which every vCPU has halted for good.
+        """
+        self.engine.kthread(name, body, daemon=daemon)
 
     def run(self, seconds: float | None = None) -> RunEnd:
         """Run for ``seconds`` (None: until the guest ends); afterwards every vCPU is parked.

@@ -87,8 +87,8 @@ class ThreadedEngine(Engine):
         started = self._started
         return self._elapsed + (time.perf_counter() - started if started is not None else 0.0)
 
-    def kthread(self, name: str, body: Kthread) -> None:
-        self._threads.kthread(name, body)
+    def kthread(self, name: str, body: Kthread, *, daemon: bool = False) -> None:
+        self._threads.kthread(name, body, daemon=daemon)
 
     def _fail(self, error: BaseException) -> None:
         with self._cond:
@@ -166,13 +166,18 @@ class ThreadedEngine(Engine):
             while self._error is None and self._end is None:
                 if not any(slot.online for slot in self._slots):
                     return RunEnd.OFFLINE
-                if all(self._sleeps_for_ever(slot) for slot in self._slots if slot.online):
+                if self._all_asleep_for_ever():
                     return RunEnd.IDLE
                 left = 0.1 if deadline is None else min(0.1, deadline - time.perf_counter())
                 if left <= 0:
                     return RunEnd.TIME
                 self._cond.wait(left)
         return self._end or RunEnd.SHUTDOWN
+
+    def _all_asleep_for_ever(self) -> bool:
+        if self._threads.busy:
+            return False
+        return all(self._sleeps_for_ever(slot) for slot in self._slots if slot.online)
 
     def _sleeps_for_ever(self, slot: _Slot) -> bool:
         """Whether it has halted and nothing will wake it. Its thread waits for our lock."""
