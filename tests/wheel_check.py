@@ -36,7 +36,8 @@ def main() -> None:
         )  # fmt: skip
         result = json.loads(_call(environment / "bin" / "dynftrace-emu", *RUN, cwd=folder))
         assert result["sites"]["jmp"] > 0, result["sites"]
-        where = _call(python, "-c", "import dynftrace_emu; print(dynftrace_emu.__file__)", cwd=folder)
+        show = "import dynftrace_emu; print(dynftrace_emu.__file__)"
+        where = _call(python, "-c", show, cwd=folder)
         assert str(environment) in where, where
     sys.stdout.write(f"{wheel.name}: installed and run, {result['sites']['jmp']} sites patched\n")
 

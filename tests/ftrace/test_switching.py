@@ -178,11 +178,14 @@ def test_a_switch_that_cannot_stop_the_machine_changes_nothing(
     with pytest.raises(StopMachineTimeout):
         getattr(tiny.ftrace, switch)()
     assert state(tiny) == before
-    # While tracing is on the recorder stays suspended: a call may have loaded the pointer before.
-    assert tiny.kernel.read("ftrace_record_suspended") == (switch == "shutdown")
+    tiny.call("f2")
+    assert ("f2" in tiny.recorded()) == (switch == "startup")  # recording, or tracing, goes on
+    assert tiny.kernel.total("traced_calls") == (switch == "shutdown")
     tiny.machine.engine.park = park
     getattr(tiny.ftrace, switch)()
     assert state(tiny) == (TRACING if switch == "startup" else RECORDING)
+    tiny.call_all(FUNCTIONS)
+    assert tiny.recorded() == [*FUNCTIONS]
 
 
 def test_switching_before_the_recorder_is_registered_takes_effect_at_once() -> None:

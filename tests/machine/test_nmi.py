@@ -2,9 +2,9 @@
 
 import pytest
 
-from dynftrace_emu.errors import GuestFault
-from dynftrace_emu.machine.engine import RunEnd
+from dynftrace_emu.machine.engine import Park, RunEnd
 from dynftrace_emu.machine.nmi import NmiLatch
+from dynftrace_emu.machine.vcpu import Reg
 from tests.machine.guests import IF, NMI, VIRTUAL_HZ, boot_guest, deterministic, words
 
 ON_IST1 = {NMI: ("nmi", 1)}
@@ -274,8 +274,35 @@ def test_there_are_at_most_as_many_nmis_as_asked_for(rate):
     assert rate / 2 <= kernel.machine.nmis[0] <= rate
 
 
-def test_an_nmi_without_a_handler_ends_the_run():
-    kernel = boot_guest(COUNTING_LOOP, nmi_rate=100)
-    with pytest.raises(GuestFault, match="NMI, not handled") as caught:
-        kernel.machine.run(1.0)
-    assert caught.value.vector == 2
+def test_the_source_of_nmis_is_off_until_the_guest_has_a_handler():
+    """20 periods go by without a gate; then the guest fills it in."""
+    kernel = boot_guest(
+        f"""
+    VARIABLE nmis
+    ENTRY startup_64
+        LOAD_IDT
+        lea rdi, [rip + idt + NMI_VECTOR * 16]
+        mov rbx, [rdi]
+        mov qword ptr [rdi], 0
+        mov ecx, {10 * PERIOD}
+    1:  dec ecx
+        jnz 1b
+        mov rdx, [rip + nmis]
+        mov [rdi], rbx
+        mov ecx, {2 * PERIOD}
+    2:  dec ecx
+        jnz 2b
+        OFFLINE
+    END startup_64
+    ENTRY nmi
+        inc qword ptr [rip + nmis]
+        iretq
+    END nmi
+    """,
+        gates=ON_IST1,
+        nmi_rate=RATE,
+    )
+    assert kernel.machine.run(1.0) is RunEnd.OFFLINE
+    assert kernel.machine.vcpus[0][Reg.RDX] == 0
+    assert kernel.machine.nmis == [kernel.read("nmis")]
+    assert kernel.read("nmis") > 0

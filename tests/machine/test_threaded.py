@@ -441,8 +441,8 @@ def test_hlt_wakes_at_the_tick_and_stops_find_it_parked(run):
 
 
 def test_a_stop_finds_a_halted_vcpu_parked(run):
-    """No tick ever comes: the vCPUs stand at their first hlt, and go on standing there."""
-    kernel = boot_threaded(HALTING.replace("{flag}", "sti"), vcpus=2)
+    """The one thing that would wake them is 100 s away: they stand at their first hlt."""
+    kernel = boot_threaded(HALTING.replace("{flag}", "sti"), vcpus=2, gates=HANDLERS, nmi_rate=0.01)
     machine = kernel.machine
 
     def stops():
