@@ -47,11 +47,14 @@ def main() -> None:
     machine = kernel.machine
 
     machine.run(0.1)
-    ftrace.ftraced_pass()
-    kernel.total("mcount_calls")
+    print(f"recorded {ftrace.recorded} sites, mcount calls {kernel.total('mcount_calls')}")
+    done = ftrace.ftraced_pass()
+    before = kernel.total("mcount_calls")
     machine.run(0.1)
+    print(f"patched {done.patched}, mcount calls since {kernel.total('mcount_calls') - before}")
     ftrace.startup()
     machine.run(0.1)
+    print(f"traced {kernel.total('traced_calls') > 0}")
 
 
 if __name__ == "__main__":

@@ -120,9 +120,8 @@ class Preprocessor:
     def _block(self, line: Line, word: str, rest: str, body: list[Line], depth: int) -> None:
         if word == ".macro":
             name, _, parameters = rest.partition(" ")
-            pairs = [
-                p.partition("=") for p in split_outside(parameters.replace(" ", ","), ",") if p
-            ]
+            spaced = re.sub(r"\s*=\s*", "=", parameters).replace(" ", ",")
+            pairs = [p.partition("=") for p in split_outside(spaced, ",") if p]
             self._macros[name] = _Macro([(p[0].strip(), p[2].strip()) for p in pairs], body)
         elif word == ".rept":
             for _ in range(self._number(line, rest)):
