@@ -17,7 +17,8 @@ def output(*arguments: str) -> str:
 def test_a_kernel_from_text_is_recorded_patched_and_traced() -> None:
     recorded, patched, traced = output("examples/trace_a_kernel.py").splitlines()
     assert re.fullmatch(r"recorded 2 sites, mcount calls [1-9]\d*", recorded)
-    assert patched == "patched 2, mcount calls since 0"
+    # The vCPU may have been parked in the middle of a call; that one still arrives.
+    assert re.fullmatch(r"patched 2, mcount calls since [01]", patched)
     assert traced == "traced True"
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dynftrace_emu.machine.engine import Park, RunEnd
+from dynftrace_emu.machine.engine import RunEnd
 from dynftrace_emu.machine.nmi import NmiLatch
 from dynftrace_emu.machine.vcpu import Reg
 from tests.machine.guests import IF, NMI, VIRTUAL_HZ, boot_guest, deterministic, words
