@@ -52,9 +52,10 @@ class TickView(AbstractContextManager["TickView"]):
         """Say what runs, once it is known that it can."""
         image, options = run.image, run.options
         assert options.engine is not None
+        vcpus = "vCPUs" if self._vcpus > 1 else "vCPU"
         click.echo(
             f"{image.name} ({options.variant}): {len(image.functions)} functions, "
-            f"{len(image.call_sites)} call sites; {self._vcpus} vCPUs, "
+            f"{len(image.call_sites)} call sites; {self._vcpus} {vcpus}, "
             f"{options.engine.value} engine"
         )
         if sys.stdout.isatty():
