@@ -137,34 +137,35 @@ class Run:
 
 
 def _resolve(options: RunOptions, image: KernelImage) -> tuple[RunOptions, str]:
-    """Fill in what depends on the image; the note says what was chosen and why."""
-    polls = bool(image.scan.safepoints)
-    if options.engine is None:
-        wants_virtual_time = options.park is not None or options.virtual_hz is not None
-        if wants_virtual_time or options.workload == "shared":
-            raise OptionError("--park, --virtual-hz and --workload shared: --engine deterministic")
-        engine = EngineName.THREADED if polls else EngineName.DETERMINISTIC
-        note = "" if polls else f"{image.name} has no safepoints: using the deterministic engine"
-        return replace(options, engine=engine), note
-    if options.engine is EngineName.THREADED and not polls:
-        raise OptionError(
-            f"--engine threaded: {image.name} polls no request word at safepoints, so its vCPUs "
-            "cannot be stopped exactly; use --engine deterministic"
-        )
-    if options.engine is EngineName.THREADED and not options.is_builtin and image.scan.locked:
-        _refuse_locked(options, image)
+    """Fill in what depends on the image; the note says what was chosen and why.
+
+    :raises OptionError: the options do not go with the image.
+    """
     if options.tracing is not None and image.mcount is None:
         raise OptionError(f"--tracing: {image.name} has no mcount")
-    return options, ""
+    if options.engine is EngineName.DETERMINISTIC:
+        return options, ""
+    why_not = _why_not_threaded(options, image)
+    if options.engine is EngineName.THREADED:
+        if why_not:
+            raise OptionError(f"--engine threaded: {why_not}; use --engine deterministic")
+        return options, ""
+    if why_not:
+        note = f"{why_not}: using the deterministic engine"
+        return replace(options, engine=EngineName.DETERMINISTIC), note
+    if options.park is not None or options.virtual_hz is not None or options.workload == "shared":
+        raise OptionError("--park, --virtual-hz and --workload shared need --engine deterministic")
+    return replace(options, engine=EngineName.THREADED), ""
 
 
-def _refuse_locked(options: RunOptions, image: KernelImage) -> None:
-    if options.vcpus > 1:
+def _why_not_threaded(options: RunOptions, image: KernelImage) -> str:
+    """What keeps an image from running on a thread a vCPU; empty if nothing does."""
+    if not image.scan.safepoints:
+        return f"{image.name} polls no request word at safepoints, so it cannot be stopped exactly"
+    if image.scan.locked and not options.is_builtin and options.vcpus > 1:
         where = image.symbolize(image.scan.locked[0])
-        raise OptionError(
-            f"--engine threaded: {image.name} has LOCK-prefixed instructions, first at {where}; "
-            "they are not atomic between its vCPUs: use --vcpus 1 or --engine deterministic"
-        )
+        return f"{image.name} has LOCK-prefixed instructions, which need one vCPU; first at {where}"
+    return ""
 
 
 def _workload(options: RunOptions, image: KernelImage) -> int:

@@ -234,7 +234,14 @@ def test_from_inside_a_pass_it_is_refused(tiny: TinyKernel, act) -> None:
 
     tiny.ftrace.observers.append(observer)
     tiny.call("f2")
-    assert tiny.ftrace.ftraced_pass().patched == 1
+    patched = []
+    daemon = threading.Thread(
+        target=lambda: patched.append(tiny.ftrace.ftraced_pass().patched), daemon=True
+    )
+    daemon.start()
+    daemon.join(10)  # where it is not refused, it waits for itself
+    assert not daemon.is_alive()
+    assert patched == [1]
     assert len(refused) == 1
     assert state(tiny) == ("ftrace_record_ip", "jmp jmp jmp", False)
     tiny.ftrace.startup()  # and afterwards all is as ever
@@ -268,6 +275,33 @@ def test_from_another_thread_it_waits_for_the_pass_to_end(tiny: TinyKernel) -> N
     assert order[0] == "TextChangedftraced"
     assert order[-2:] == ["TextChangedstartup_code", "TracingSwitched"]
     assert state(tiny) == TRACING
+
+
+def test_of_two_enables_at_once_one_acts_and_the_other_nests(tiny: TinyKernel) -> None:
+    asked = threading.Event()
+
+    def switch() -> None:
+        asked.set()
+        tiny.ftrace.startup()
+
+    other = threading.Thread(target=switch, daemon=True)
+
+    def observer(event) -> None:
+        if isinstance(event, TextChanged) and not asked.is_set():
+            other.start()
+            assert asked.wait(10)
+            other.join(0.05)
+
+    tiny.ftrace.observers.append(observer)
+    stops = len(tiny.machine.stops)
+    tiny.ftrace.startup()
+    other.join(10)
+    assert not other.is_alive()
+    assert len(tiny.machine.stops) == stops + 1
+    tiny.ftrace.shutdown()
+    assert state(tiny) == TRACING
+    tiny.ftrace.shutdown()
+    assert state(tiny) == RECORDING
 
 
 def test_the_daemon_does_nothing_but_replenish_while_tracing(tiny: TinyKernel) -> None:
