@@ -14,6 +14,7 @@ __all__ = [
     "GuestExit",
     "GuestFault",
     "ImageError",
+    "MachineBusyError",
     "OptionError",
     "PatchMismatch",
     "StopMachineTimeout",
@@ -56,6 +57,10 @@ class FtraceStateError(DynftraceError):
 
 class FtraceBusyError(FtraceStateError):
     """Tracing was to change from inside a pass, by the thread that runs the pass."""
+
+
+class MachineBusyError(DynftraceError):
+    """The machine was to be stopped by the thread that has stopped it."""
 
 
 class PatchMismatch(DynftraceError):

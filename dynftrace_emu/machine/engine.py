@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from dynftrace_emu.machine.machine import Machine
 
-__all__ = ["CpuWords", "Engine", "Kthread", "NmiWindow", "Park", "RunEnd", "VCpuState"]
+__all__ = ["CpuWords", "Engine", "Kthread", "Park", "RunEnd", "VCpuState"]
 
 Kthread = Generator[float, None, None]
 """Host code that runs beside the guest: it yields how many seconds to sleep."""
@@ -63,13 +63,6 @@ class RunEnd(Enum):
     SHUTDOWN = "shutdown"  # exit port, code 0
     INTERRUPTED = "interrupted"
     IDLE = "idle"  # every vCPU halted and nothing will ever wake one
-
-
-class NmiWindow(Enum):
-    """When an NMI may come to a parked vCPU: never between the stores of a pass."""
-
-    BEFORE = "before the first store"
-    AFTER = "after the last store"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import mmap
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from dynftrace_emu.errors import AddressSpaceError, OptionError, TextBusyError
+from dynftrace_emu.errors import AddressSpaceError, MachineBusyError, OptionError, TextBusyError
 from dynftrace_emu.machine.console import DebugConsole
 from dynftrace_emu.machine.engine import CpuWords, Engine, Kthread, RunEnd
 from dynftrace_emu.machine.exits import Exit, ExitReason
@@ -103,6 +104,7 @@ class Machine:
         # Held for a whole stop, by the thread that asked for it; never taken by a vCPU's thread.
         # Order: DynamicFtrace's lock, this one, the engine's.
         self._stop_lock = threading.Lock()
+        self._stopper: int | None = None  # the thread that holds it
         self.engine = engine(self)
         for vcpu in self.vcpus:
             self._connect_ports(vcpu)
@@ -176,9 +178,12 @@ class Machine:
         :param text: asked once they are parked: what ``fn`` will change. No place that may hold an
             ip points inside it when ``fn`` runs: a vCPU is stepped out, or the stop tried again.
         :raises StopMachineTimeout: a vCPU did not park; ``fn`` was not called.
+        :raises MachineBusyError: called from inside ``fn``.
         :raises TextBusyError: some saved ip stays inside; ``fn`` was not called.
         """
-        with self._stop_lock:
+        if self._stopper == threading.get_ident():
+            raise MachineBusyError("stop_machine was called by the thread that has stopped it")
+        with self._stop_lock, self._stopping():
             deadline = self.now() + STOP_LIMIT_S
             tries = 1
             while True:
@@ -197,6 +202,14 @@ class Machine:
                 self.stops.pop()  # a try that changed nothing is no stop
                 tries += 1
                 self.engine.run_between_tries()
+
+    @contextmanager
+    def _stopping(self) -> Iterator[None]:
+        self._stopper = threading.get_ident()
+        try:
+            yield
+        finally:
+            self._stopper = None
 
     def _run_stopped(self, fn: Callable[[], T]) -> T:
         try:

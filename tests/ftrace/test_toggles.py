@@ -54,7 +54,6 @@ def check(run: Run) -> None:
     assert len(run.switches) == TOGGLES
     assert sum(run.machine.nmis) > 100
     assert len(run.daemon.ticks) > 5  # the daemon was at work, too
-    assert sum(tick.patched for tick in run.daemon.ticks) > 0
     check_invariants(run)
     first, second = run.kernel.percpu("iterations")
     assert first == second >= MORE
@@ -90,6 +89,7 @@ def test_deterministic(park: Park) -> None:
             vcpu.hook_instruction(site, on_site)
     run.execute()
     check(run)
+    assert sum(tick.patched for tick in run.daemon.ticks) > 0
     assert called == read_as_call
     assert len(called) > 10
 

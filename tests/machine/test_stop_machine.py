@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynftrace_emu.errors import StopMachineTimeout, TextBusyError
+from dynftrace_emu.errors import MachineBusyError, StopMachineTimeout, TextBusyError
 from dynftrace_emu.kernel.structs import PCPU, TASK
 from dynftrace_emu.machine import deterministic as deterministic_module
 from dynftrace_emu.machine import machine as machine_module
@@ -788,3 +788,23 @@ def test_images_of_these_tests_are_what_they_seem():
     text = image.segments[0]
     at = image.address("site") - text.address
     assert text.data[at : at + 5] == b"\x90" * 5
+
+
+def test_a_stop_inside_a_stop_is_refused_and_the_outer_one_goes_on():
+    kernel = boot_guest(
+        """
+    ENTRY startup_64
+    1:  jmp 1b
+    END startup_64
+    """,
+        engine=deterministic(park=Park.ANYWHERE),
+    )
+    machine = kernel.machine
+
+    def nested():
+        with pytest.raises(MachineBusyError):
+            machine.stop_machine(lambda: None)
+        return "done"
+
+    assert machine.stop_machine(nested) == "done"
+    assert machine.stop_machine(lambda: "again") == "again"
