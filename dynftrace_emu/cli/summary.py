@@ -40,7 +40,7 @@ def _sites(result: dict[str, Any]) -> Iterator[str]:
     yield (
         f"{records['used']} call sites were recorded; at the end {sites[kind]} are a {kind}, "
         f"{sites['call']} a call ({sites['never_recorded']} never recorded), "
-        f"{sites['failed']} failed."
+        f"{records['failed']} failed."
     )
     skipped = records["skipped"]
     reasons = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in skipped.items())

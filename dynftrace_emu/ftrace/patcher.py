@@ -68,20 +68,25 @@ class Patcher:
         found = self._machine.memory.gather(change.sites, change.old.shape[1])
         already = matches(found, change.new)
         right = matches(found, change.old) & ~already
-        failed = ~right & ~already
         if right.any():
-            self._run(change.select(right))
+            right[right] = self._run(change.select(right))
+        failed = ~right & ~already
+        if failed.any():
+            found = self._machine.memory.gather(change.sites, change.old.shape[1])
         for index in np.flatnonzero(failed).tolist():
             self._report(change, found, index)
         return Outcome(right, already, failed)
 
-    def _run(self, change: TextChange) -> None:
+    def _run(self, change: TextChange) -> NDArray[np.bool_]:
+        """Carry out the protocol's steps; returns which sites every exchange has changed."""
+        changed = np.ones(len(change.sites), dtype=np.bool_)
         for step in self._protocol(change):
             match step:
                 case CompareExchange(addresses, old, new):
                     current = self._machine.memory.gather(addresses, old.shape[1])
                     mask = matches(current, old)
                     self._machine.poke_text(addresses[mask], new[mask])
+                    changed &= np.isin(change.sites, addresses[mask])
                 case Sync():
                     self._machine.sync_text()
         self.log.append(
@@ -93,6 +98,7 @@ class Patcher:
                 change.new[0].tobytes(),
             )
         )
+        return changed
 
     def _report(self, change: TextChange, found: NDArray[np.uint8], index: int) -> None:
         site = int(change.sites[index])

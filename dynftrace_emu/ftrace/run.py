@@ -170,6 +170,8 @@ def _why_not_threaded(options: RunOptions, image: KernelImage) -> str:
 
 def _workload(options: RunOptions, image: KernelImage) -> int:
     known = workloads(image)
+    if options.iterations is not None and not known:
+        raise OptionError(f"--iterations: {image.name} has no workload whose iterations count")
     if options.workload is None:
         return known.get(DEFAULT_WORKLOAD, 0)
     if options.workload not in known:

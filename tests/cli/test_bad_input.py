@@ -160,3 +160,11 @@ def test_no_command_shows_the_help(cli) -> None:
     assert result.code == 2
     assert "inspect" in result.out
     assert "run" in result.out
+
+
+def test_iterations_of_an_image_without_a_workload_are_refused(cli, tmp_path) -> None:
+    """They would be without end."""
+    (tmp_path / "loop.S").write_text(
+        '.include "linkage.inc"\nENTRY startup_64\n1: jmp 1b\nEND startup_64\n'
+    )
+    check_refusal(cli("run", "./loop.S", "--iterations", "5"), "workload")
