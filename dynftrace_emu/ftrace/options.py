@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 from dynftrace_emu.errors import OptionError
 from dynftrace_emu.ftrace.encodings import DISABLED
@@ -13,6 +13,9 @@ from dynftrace_emu.kernel.mini_kernel import BUILTIN_IMAGES, VARIANTS
 from dynftrace_emu.kernel.structs import ENTRIES_PER_PAGE
 from dynftrace_emu.machine.engine import Park
 from dynftrace_emu.machine.machine import MAX_VCPUS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 __all__ = ["DEFAULT_SECONDS", "EngineName", "RunOptions"]
 
@@ -174,6 +177,5 @@ def _is_positive(value: float) -> bool:
     return value > 0 and math.isfinite(value)
 
 
-def _one_of(option: str, value: str, allowed: object) -> None:
-    names = list(allowed)  # type: ignore[call-overload]
+def _one_of(option: str, value: str, names: Iterable[str]) -> None:
     _require(value in names, f"{option} {value}: choose from {', '.join(names)}")
