@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 from enum import Enum
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dynftrace_emu.errors import OptionError
 from dynftrace_emu.ftrace.encodings import DISABLED
