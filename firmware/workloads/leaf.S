@@ -25,6 +25,7 @@ FUNC leaf_step
         mov r12, rdi
         mov ebx, LEAF_CALLS
         mov r13, [r12 + TASK_CHECKSUM]
+        xor r13, [r12 + TASK_RNG]       # so that no two CPUs compute the same
 1:
         mov rdi, r13
         call leaf_mix
