@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+import errno as _errno
+
 __all__ = [
     "AddressSpaceError",
     "AssemblyError",
+    "ControlFileError",
     "DynftraceError",
     "FtraceBusyError",
     "FtraceStateError",
@@ -49,6 +52,20 @@ class AddressSpaceError(DynftraceError):
     """The host gives no more address space for another vCPU (each reserves 1 GiB)."""
 
     exit_code = 2
+
+
+class ControlFileError(DynftraceError):
+    """A control file refuses what was asked of it; nothing was changed.
+
+    :param number: what the system call would return, as ``errno.EINVAL``.
+    :param reason: why, for people.
+    """
+
+    exit_code = 2
+
+    def __init__(self, number: int, reason: str) -> None:
+        super().__init__(f"{_errno.errorcode[number]}: {reason}")
+        self.errno, self.reason = number, reason
 
 
 class FtraceStateError(DynftraceError):

@@ -1,10 +1,13 @@
 """The arch half of the seed: what its ``include/linux/ftrace.h`` says is "defined in arch" (S13).
 
-Each method is one of the six functions declared there, under its name without ``ftrace_``.
+Each public method is one of the six functions declared there, under its name without ``ftrace_``.
+A site calls mcount until it is dealt with for the first time; from then on it is disabled, or calls
+``ftrace_caller`` because some tracer wants it (two legal targets, as Linux has since d61f82d06672).
 """
 
 from __future__ import annotations
 
+from enum import IntEnum
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +23,15 @@ if TYPE_CHECKING:
 
     from dynftrace_emu.kernel.guest import GuestKernel
 
-__all__ = ["FtraceArch"]
+__all__ = ["FtraceArch", "SiteState"]
+
+
+class SiteState(IntEnum):
+    """What the text of a recorded site is."""
+
+    NEW = 0  # the call to mcount
+    DISABLED = 1
+    TRACED = 2  # a call to ftrace_caller
 
 
 class FtraceArch:
@@ -37,9 +48,11 @@ class FtraceArch:
     ) -> None:
         self._kernel = kernel
         self._mcount = kernel.image.address("mcount")
+        self._caller = kernel.image.address("ftrace_caller")
         self.disabled = disabled
         self.records = RecordPages(kernel)
         self.patcher = Patcher(kernel, protocol)
+        self._states = np.zeros(0, dtype=np.uint8)  # SiteState of each record
 
     def shutdown_arch_init(self, boot_records: int) -> None:
         """``ftrace_shutdown_arch_init``: the large batch at boot (S3), in whole pages.
@@ -63,39 +76,78 @@ class FtraceArch:
         self.records.add_page()
         return 1
 
-    def code_disable(self, start: int) -> Outcome:
-        """``ftrace_code_disable``, for all records from number ``start`` on (S6, S7).
+    def code_disable(self, start: int, wanted: NDArray[np.bool_] | None = None) -> Outcome:
+        """``ftrace_code_disable``, for the records from number ``start`` on (S6, S7).
 
-        A record whose site holds neither the call nor the disabled bytes is marked failed.
+        Those that a tracer ``wanted`` call it instead. A record whose site does not read as it was
+        left is marked failed.
         """
-        return self._convert(start, CALL, self.disabled)
+        return self._replace_code(start, self._none(start) if wanted is None else wanted)
 
-    def startup_code(self) -> Outcome:
-        """``ftrace_startup_code``: every recorded site is a call again (S9)."""
-        return self._convert(0, self.disabled, CALL)
+    def startup_code(self, wanted: NDArray[np.bool_] | None = None) -> Outcome:
+        """``ftrace_startup_code``: recorded sites become calls (S9).
 
-    def shutdown_code(self) -> Outcome:
-        """``ftrace_shutdown_code``: every recorded site is disabled again (S10)."""
-        return self._convert(0, CALL, self.disabled)
+        :param wanted: of each record, whether; None: all.
+        """
+        return self._replace_code(0, ~self._none(0) if wanted is None else wanted)
+
+    def shutdown_code(self, wanted: NDArray[np.bool_] | None = None) -> Outcome:
+        """``ftrace_shutdown_code``: those nobody ``wanted`` any more are disabled again (S10)."""
+        return self._replace_code(0, self._none(0) if wanted is None else wanted)
 
     def sites(self, start: int = 0) -> NDArray[np.uint64]:
         """The recorded sites from record ``start`` on, in the order they were recorded."""
         return self.records.ips(start) - np.uint64(MCOUNT_INSN_SIZE)
 
-    def _convert(self, start: int, old: Encoding, new: Encoding) -> Outcome:
-        """Change the sites of records that never failed; mark those that fail now.
+    def states(self, start: int = 0) -> NDArray[np.uint8]:
+        """Of each record from ``start`` on, the :class:`SiteState` its site was left in."""
+        used = self.records.used
+        if len(self._states) < used:
+            grown = np.zeros(max(2 * len(self._states), used), dtype=np.uint8)
+            grown[: len(self._states)] = self._states
+            self._states = grown
+        return self._states[start:used]
 
-        The masks of the outcome are in record order.
+    def changing(self, start: int, wanted: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Which of the records from ``start`` on are not in the state they should be in."""
+        return (self.states(start) != _targets(wanted)) & ~self.records.failed(start)
+
+    def _none(self, start: int) -> NDArray[np.bool_]:
+        return np.zeros(self.records.used - start, dtype=np.bool_)
+
+    def _replace_code(self, start: int, wanted: NDArray[np.bool_]) -> Outcome:
+        """Change the sites that differ, and mark those that fail; masks are in record order.
+
+        Only what is in its place already without a look at its bytes counts as such.
         """
-        sites, failed = self.sites(start), self.records.failed(start)
+        sites, states = self.sites(start), self.states(start)
+        changing = self.changing(start, wanted)
         order = np.argsort(sites)
-        order = order[~failed[order]]
+        order = order[changing[order]]
+        targets = _targets(wanted)
         ascending = sites[order]
         change = TextChange(
-            ascending, old.rows(ascending, self._mcount), new.rows(ascending, self._mcount)
+            ascending, self._rows(ascending, states[order]), self._rows(ascending, targets[order])
         )
         outcome = self.patcher.apply(change)
         self.records.mark_failed(start + order[outcome.failed])
+        done = order[~outcome.failed]
+        states[done] = targets[done]
         masks = np.zeros((3, len(sites)), dtype=bool)
+        masks[1] = ~changing & ~self.records.failed(start)
         masks[:, order] = outcome.patched, outcome.already, outcome.failed
         return Outcome(masks[0], masks[1], masks[2])
+
+    def _rows(self, sites: NDArray[np.uint64], states: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        rows = CALL.rows(sites, self._mcount)
+        for state, encoding, target in (
+            (SiteState.DISABLED, self.disabled, self._mcount),
+            (SiteState.TRACED, CALL, self._caller),
+        ):
+            mask = states == state
+            rows[mask] = encoding.rows(sites[mask], target)
+        return rows
+
+
+def _targets(wanted: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    return np.where(wanted, SiteState.TRACED, SiteState.DISABLED).astype(np.uint8)

@@ -79,13 +79,13 @@ def _records(run: Run) -> dict[str, Any]:
 
 
 def site_counts(run: Run) -> dict[str, int]:
-    """Call sites by the bytes they hold now; ``never_recorded`` is part of ``call``.
+    """Call sites by the bytes they hold now; ``never_recorded`` and ``traced`` are part of ``call``.
 
-    ``failed``: marked so, or neither call nor jump nor nop.
+    ``traced``: the call leads to the tracers. ``failed``: marked so, or neither call nor jump nor nop.
     """
     sites, mcount = run.image.call_sites, run.image.mcount or 0
     if not len(sites):
-        return dict.fromkeys(("call", "jmp", "nop", "failed", "never_recorded"), 0)
+        return dict.fromkeys(("call", "jmp", "nop", "failed", "never_recorded", "traced"), 0)
     found = run.machine.memory.gather(sites, MCOUNT_INSN_SIZE)
     recorded = np.zeros(0, dtype=np.uint64)
     bad = np.zeros(0, dtype=np.uint64)
@@ -94,9 +94,12 @@ def site_counts(run: Run) -> dict[str, int]:
         bad = recorded[run.dynamic.arch.records.failed()]
     failed = np.isin(sites, bad)
     masks = {e.name: matches(found, e.rows(sites, mcount)) & ~failed for e in (CALL, JMP, NOP)}
+    traced = matches(found, CALL.rows(sites, run.image.address("ftrace_caller"))) & ~failed
+    masks["call"] |= traced
     counts = {name: int(mask.sum()) for name, mask in masks.items()}
     counts["failed"] = len(sites) - sum(counts.values())
     counts["never_recorded"] = int((masks["call"] & ~np.isin(sites, recorded)).sum())
+    counts["traced"] = int(traced.sum())
     return counts
 
 

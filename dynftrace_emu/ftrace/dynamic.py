@@ -1,11 +1,13 @@
 """``DynamicFtrace``: the state machine of the seed, which the daemon and the controls act through.
 
-States: recording (mcount leads to the recorder), tracing (to the tracer), off (to the stub). Text
-changes only in :meth:`_run_update_code`, inside stop_machine.
+Sites that run for the first time call mcount, which leads to the recorder. A pass, or a change of
+who listens, deals with them: those that somebody wants call ``ftrace_caller``, the others become a
+jump. Text, the map of who wants what, and whatever else a tracer goes by change together, in
+:meth:`DynamicFtrace._run_update_code`, inside stop_machine.
 
-Locks, in the order they are taken: ``_ftraced_lock`` (a pass, or a switch of tracing, as a whole),
-the machine's stop lock, ``_record_lock`` (a record or a page made; a leaf, taken by vCPU threads).
-Nothing waits for a vCPU while it holds ``_record_lock``.
+Locks, in the order they are taken: ``_ftraced_lock`` (a pass, or a change of listeners, as a
+whole), the machine's stop lock, ``_record_lock`` (a record or a page made; a leaf, taken by vCPU
+threads). Nothing waits for a vCPU while it holds ``_record_lock``.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from __future__ import annotations
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -28,9 +30,12 @@ from dynftrace_emu.ftrace.events import (
     TextChanged,
     TracingSwitched,
 )
+from dynftrace_emu.ftrace.ops import Listeners, OpsHash
 from dynftrace_emu.ftrace.protocols import Protocol, stop_machine_protocol
 from dynftrace_emu.ftrace.records import FtraceHash, hash_long
-from dynftrace_emu.kernel.structs import ENTRIES_PER_PAGE, FTRACE_RECORD_PORT, Skip
+from dynftrace_emu.ftrace.sections import critical_sections
+from dynftrace_emu.ftrace.site_map import SiteMap
+from dynftrace_emu.kernel.structs import ENTRIES_PER_PAGE, FTRACE_RECORD_PORT, Skip, TraceBit
 from dynftrace_emu.machine.machine import TextSpan
 from dynftrace_emu.machine.vcpu import Reg, VCpu
 
@@ -43,6 +48,8 @@ if TYPE_CHECKING:
     from dynftrace_emu.kernel.guest import GuestKernel
 
 __all__ = ["DynamicFtrace", "Pass"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +69,8 @@ class DynamicFtrace:
     :param disabled: how a disabled site reads: the seed's jump, or the later nop.
     :param boot_records: the batch at boot, in records; given out in whole pages.
     :param protocol: how text is changed while the machine is stopped.
+    :param scan: take every site that disassembly finds, at once, as Linux's table does since
+        d61f82d06672's successors; else sites are recorded when they run, as in the seed.
     """
 
     def __init__(
@@ -71,25 +80,33 @@ class DynamicFtrace:
         disabled: Encoding = JMP,
         boot_records: int = ENTRIES_PER_PAGE,
         protocol: Protocol = stop_machine_protocol,
+        scan: bool = False,
     ) -> None:
         self._kernel = kernel
         self._machine = kernel.machine
         self.arch = FtraceArch(kernel, disabled, protocol)
         self.hash = FtraceHash(kernel)
+        self.map = SiteMap(kernel)
         self.observers: list[Observer] = []
         self.recorded_in_nmi: list[int] = []  # sites that broke the rule of S12
         self._ftraced_lock = threading.Lock()
         self._owner: int | None = None  # thread that holds it
         self._record_lock = threading.Lock()
         # Guarded by _ftraced_lock:
-        self._converted = 0  # records that a pass or a switch has dealt with
+        self._converted = 0  # records that a pass or a change has dealt with
         self._enable_count = 0
+        self._listeners = Listeners()
+        self._was_tracing = False
         self._ftrace_enabled = True
         # Changed with every vCPU parked: whether mcount leads to the recorder.
         self._recording = True
         # Set by vCPU threads under _record_lock, cleared in a pass, with every vCPU parked.
         self._ftraced_trigger = False
         self.arch.shutdown_arch_init(boot_records)
+        self._sections = critical_sections(kernel)
+        kernel.enable_bits(1 << TraceBit.COUNT)
+        if scan:
+            self._scan()
         for vcpu in kernel.machine.vcpus:
             vcpu.in_ports[FTRACE_RECORD_PORT] = self._record_ip
 
@@ -97,8 +114,18 @@ class DynamicFtrace:
 
     @property
     def tracing(self) -> bool:
-        """Whether mcount leads to the tracer."""
-        return self._enable_count > 0 and self._ftrace_enabled
+        """Whether somebody listens, and is let."""
+        return bool(self._wanted)
+
+    @property
+    def _wanted(self) -> Listeners:
+        """Those who listen, and the counting one; nobody while ``ftrace_enabled`` is 0."""
+        if not self._ftrace_enabled:
+            return Listeners()
+        if not self._enable_count:
+            return self._listeners
+        hashes = {**self._listeners.hashes, TraceBit.COUNT: OpsHash()}
+        return Listeners(hashes, self._listeners.marks)
 
     @property
     def ftrace_enabled(self) -> bool:
@@ -110,6 +137,14 @@ class DynamicFtrace:
         """Records used, failed ones included."""
         return self.arch.records.used
 
+    def _scan(self) -> None:
+        """Record every call site of the image and disable it, before anybody runs the code."""
+        sites = self._kernel.image.call_sites
+        self.arch.records.add_many(sites + np.uint64(MCOUNT_INSN_SIZE))
+        self.arch.code_disable(0)
+        self.map.set(sites, np.zeros(len(sites), dtype=np.uint32))
+        self._converted = self.recorded
+
     # --- recording (S1, S2, S4) ---
 
     def _record_ip(self, vcpu: VCpu) -> int:
@@ -120,11 +155,12 @@ class DynamicFtrace:
         ip, parent_ip = vcpu[Reg.RDI], vcpu[Reg.RSI]
         with self._record_lock:
             if not self._recording:
-                # This call loaded the pointer before tracing came on, and was parked since.
+                # This call loaded the pointer before recording ended, and was parked since.
                 return Skip.SUSPENDED
             if self.hash.find(ip) is not None:
                 return Skip.NONE
-            if self._is_disabled(ip - MCOUNT_INSN_SIZE):
+            site = ip - MCOUNT_INSN_SIZE
+            if self._is_disabled(site) or self.map.is_known(site):
                 return Skip.PATCHED
             node = self.arch.alloc_shutdown_node()
             if node is None:
@@ -155,7 +191,7 @@ class DynamicFtrace:
     def ftraced_pass(self) -> Pass:
         """One awakening of the daemon: patch what was recorded since the last, then replenish.
 
-        The machine is stopped only if the trigger is set and tracing is not on.
+        The machine is stopped only if the trigger is set.
 
         :raises StopMachineTimeout: a vCPU did not park; nothing was changed, the next pass tries
             again.
@@ -163,8 +199,8 @@ class DynamicFtrace:
         """
         outcome = None
         with self._locked():
-            if self._ftraced_trigger and not self.tracing and self._ftrace_enabled:
-                outcome = self._update_code()
+            if self._ftraced_trigger and self._ftrace_enabled:
+                outcome = self._run_update_code("ftraced", self._converted, self.arch.code_disable)
         with self._record_lock:
             pages = self.arch.shutdown_replenish()
         if pages:
@@ -173,38 +209,43 @@ class DynamicFtrace:
             return Pass(False, 0, 0, pages)
         return Pass(True, int(outcome.patched.sum()), int(outcome.failed.sum()), pages)
 
-    def _update_code(self) -> Outcome:
-        start = self._converted
-        return self._run_update_code(
-            "ftraced", start, lambda: self.arch.code_disable(start), pointer=None
-        )
-
-    # --- switching (S9, S10, S15) ---
+    # --- who listens (S9, S10, S15) ---
 
     def startup(self) -> None:
-        """Enable tracing. Enables nest; the first acts.
+        """Have every call counted, in ``pcpu.traced_calls``. Enables nest; the first acts.
 
         :raises StopMachineTimeout: a vCPU did not park; tracing stays as it was.
         :raises FtraceBusyError: called from inside a pass.
         """
-        with self._locked():
-            if self._enable_count == 0 and self._ftrace_enabled:
-                self._start_tracing()
+        with self._locked(), self._as_before_on_error():
             self._enable_count += 1
+            if self._enable_count == 1:
+                self._update()
 
     def shutdown(self) -> None:
-        """Disable tracing, when as often called as :meth:`startup`.
+        """The opposite, when as often called as :meth:`startup`.
 
         :raises FtraceStateError: it was not enabled.
         :raises StopMachineTimeout: a vCPU did not park; tracing stays as it was.
         :raises FtraceBusyError: called from inside a pass.
         """
-        with self._locked():
+        with self._locked(), self._as_before_on_error():
             if self._enable_count == 0:
                 raise FtraceStateError("tracing is not enabled")
-            if self._enable_count == 1 and self._ftrace_enabled:
-                self._stop_tracing("ftrace_record_ip")
             self._enable_count -= 1
+            if self._enable_count == 0:
+                self._update()
+
+    def listen(self, listeners: Listeners, commit: Callable[[], None] = lambda: None) -> None:
+        """Change who listens to which sites, in one stop: only sites that differ are written.
+
+        :param commit: called inside the stop, for what else changes with it.
+        :raises StopMachineTimeout: a vCPU did not park; everything stays as it was.
+        :raises FtraceBusyError: called from inside a pass.
+        """
+        with self._locked(), self._as_before_on_error():
+            self._listeners = listeners
+            self._update(commit)
 
     def set_enabled(self, enabled: bool) -> None:
         """Write ``ftrace_enabled``: False leads mcount to the stub and patches the calls away.
@@ -212,37 +253,40 @@ class DynamicFtrace:
         :raises StopMachineTimeout: a vCPU did not park; the switch stays as it was.
         :raises FtraceBusyError: called from inside a pass.
         """
-        with self._locked():
+        with self._locked(), self._as_before_on_error():
             if enabled == self._ftrace_enabled:
                 return
-            if not enabled:
-                self._stop_tracing("ftrace_stub")
-            elif self._enable_count:
-                self._start_tracing()
-            else:
-                self._machine.stop_machine(lambda: self._set_pointer("ftrace_record_ip"))
             self._ftrace_enabled = enabled
+            self._update(lambda: self._set_recording(enabled))
 
-    def _start_tracing(self) -> None:
-        outcome = self._run_update_code(
-            "startup_code", 0, self.arch.startup_code, pointer="ftrace_count_call"
-        )
-        self._switched(True, outcome)
+    def stop(self, fn: Callable[[], T]) -> T:
+        """Run ``fn`` while the machine is stopped and no vCPU stands in a tracer.
 
-    def _stop_tracing(self, pointer: str) -> None:
-        outcome = self._run_update_code(
-            "shutdown_code", 0, self.arch.shutdown_code, pointer=pointer
-        )
-        if self.tracing:
-            self._switched(False, outcome)
+        :raises StopMachineTimeout: a vCPU did not park; ``fn`` was not called.
+        :raises FtraceBusyError: called from inside a pass.
+        """
+        with self._locked():
+            nothing = np.zeros(0, dtype=np.uint64)
+            span = TextSpan(nothing, MCOUNT_INSN_SIZE, self._sections)
+            return self._machine.stop_machine(fn, text=lambda: span)
 
-    def _switched(self, enabled: bool, outcome: Outcome) -> None:
-        self._notify(TracingSwitched(self._machine.now(), enabled, int(outcome.patched.sum())))
+    def _update(self, commit: Callable[[], None] = lambda: None) -> None:
+        before, now = self._was_tracing, self.tracing
+        convert = self.arch.startup_code if now else self.arch.shutdown_code
+        why = "startup_code" if now else "shutdown_code"
+        outcome = self._run_update_code(why, 0, convert, commit)
+        self._was_tracing = now
+        if before != now:
+            self._notify(TracingSwitched(self._machine.now(), now, int(outcome.patched.sum())))
 
     # --- the one way to change text ---
 
     def _run_update_code(
-        self, why: str, start: int, convert: Callable[[], Outcome], pointer: str | None
+        self,
+        why: str,
+        start: int,
+        convert: Callable[..., Outcome],
+        commit: Callable[[], None] = lambda: None,
     ) -> Outcome:
         """Suspend recording, stop the machine, convert, clear the trigger, resume.
 
@@ -251,22 +295,30 @@ class DynamicFtrace:
         self._kernel.write("ftrace_record_suspended", 1)
         try:
             return self._machine.stop_machine(
-                lambda: self._update_stopped(why, start, convert, pointer),
-                text=lambda: TextSpan(np.sort(self.arch.sites(start)), MCOUNT_INSN_SIZE),
+                lambda: self._update_stopped(why, start, convert, commit),
+                text=lambda: self._span(start),
             )
         finally:
             self._kernel.write("ftrace_record_suspended", 0 if self._recording else 1)
 
+    def _span(self, start: int) -> TextSpan:
+        sites = self.arch.sites(start)
+        changing = self.arch.changing(start, self._wanted.bits(sites) != 0)
+        return TextSpan(np.sort(sites[changing]), MCOUNT_INSN_SIZE, self._sections)
+
     def _update_stopped(
-        self, why: str, start: int, convert: Callable[[], Outcome], pointer: str | None
+        self, why: str, start: int, convert: Callable[..., Outcome], commit: Callable[[], None]
     ) -> Outcome:
         sites = self.arch.sites(start)
         before = self._machine.memory.gather(sites, MCOUNT_INSN_SIZE)
-        outcome = convert()
+        bits = self._wanted.bits(sites)
+        wanted = bits != 0
+        outcome = convert(start, wanted) if why == "ftraced" else convert(wanted)
+        self.map.set(sites[~outcome.failed], bits[~outcome.failed])
+        self._kernel.write("ftrace_unknown_ops", self._wanted.unknown)
         self._forget_converted()
         self._ftraced_trigger = False
-        if pointer is not None:
-            self._set_pointer(pointer)
+        commit()
         if self.observers:
             self._notify_changed(why, sites, before, outcome)
         return outcome
@@ -279,13 +331,13 @@ class DynamicFtrace:
         self.hash.drop(new, set(failed.tolist()))
         self._converted = records.used
 
-    def _set_pointer(self, function: str) -> None:
+    def _set_recording(self, recording: bool) -> None:
         """Where mcount leads; before the guest's initcall has run, where it will lead."""
-        self._recording = function == "ftrace_record_ip"
-        self._kernel.write("ftrace_record_suspended", 0 if self._recording else 1)
-        address = self._kernel.image.address(function)
+        self._recording = recording
+        self._kernel.write("ftrace_record_suspended", 0 if recording else 1)
+        address = self._kernel.image.address("ftrace_record_ip" if recording else "ftrace_stub")
         self._kernel.write("ftrace_initial_function", address)
-        if function == "ftrace_record_ip" and not self._kernel.read("ftrace_ready"):
+        if recording and not self._kernel.read("ftrace_ready"):
             address = self._kernel.image.address("ftrace_stub")
         self._kernel.write("ftrace_trace_function", address)
 
@@ -293,11 +345,26 @@ class DynamicFtrace:
         self, why: str, sites: NDArray[np.uint64], before: NDArray[np.uint8], outcome: Outcome
     ) -> None:
         after = self._machine.memory.gather(sites, MCOUNT_INSN_SIZE)
+        touched = outcome.failed | (before != after).any(axis=1)
         parked = tuple((vcpu.index, vcpu.rip) for vcpu in self._machine.vcpus)
-        time = self._machine.now()
-        self._notify(TextChanged(time, why, sites, before, after, outcome.failed, parked))
+        self._notify(
+            TextChanged(
+                self._machine.now(), why, sites[touched], before[touched], after[touched],
+                outcome.failed[touched], parked,
+            )
+        )  # fmt: skip
 
     # --- helpers ---
+
+    @contextmanager
+    def _as_before_on_error(self) -> Iterator[None]:
+        """A change that fails changes nothing: text and guest words only change inside the stop."""
+        before = self._listeners, self._enable_count, self._ftrace_enabled
+        try:
+            yield
+        except BaseException:
+            self._listeners, self._enable_count, self._ftrace_enabled = before
+            raise
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

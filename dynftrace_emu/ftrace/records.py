@@ -95,6 +95,24 @@ class RecordPages:
         self._header(page)["index"] = index + 1
         return page + FTRACE_PAGE.size + index * DYN_FTRACE.size
 
+    def add_many(self, ips: NDArray[np.uint64]) -> None:
+        """Make a record of each ip at once, adding pages as they are needed."""
+        while self.capacity - self.used < len(ips):
+            self.add_page()
+        done = 0
+        while done < len(ips):
+            page = self.pages[self._in_use]
+            index = self._index(page)
+            count = min(len(ips) - done, ENTRIES_PER_PAGE - index)
+            where = page + FTRACE_PAGE.size + index * DYN_FTRACE.size
+            self._memory.view(where, DYN_FTRACE.dtype, count)["ip"] = ips[done : done + count]
+            self._header(page)["index"] = index + count
+            done += count
+            if done < len(ips):
+                self._in_use += 1
+        if self.pages:
+            self._kernel.write("ftrace_pages", self.pages[self._in_use])
+
     def place(self, number: int) -> tuple[int, int]:
         """Page and slot of record ``number``, both from 0."""
         return divmod(number, ENTRIES_PER_PAGE)

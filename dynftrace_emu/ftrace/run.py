@@ -13,6 +13,7 @@ from dynftrace_emu.ftrace.ftraced import Ftraced, Tick
 from dynftrace_emu.ftrace.options import EngineName, RunOptions
 from dynftrace_emu.ftrace.patcher import ftrace_bug
 from dynftrace_emu.ftrace.static import StaticFtrace
+from dynftrace_emu.ftrace.tracing import Tracing
 from dynftrace_emu.kernel.boot import boot
 from dynftrace_emu.kernel.mini_kernel import load_image, workloads
 from dynftrace_emu.machine.deterministic import DEFAULT_VIRTUAL_HZ, DeterministicEngine
@@ -59,6 +60,7 @@ class Run:
         )
         self.machine = self.kernel.machine
         self.ftrace: DynamicFtrace | StaticFtrace | None = self._make_ftrace()
+        self.tracing = Tracing(self.kernel, self.ftrace) if self.ftrace is not None else None
         self.switches: list[TracingSwitched] = []
         self.observe(self._keep_switch)
         self.daemon = Ftraced(self.kernel, self.dynamic, self.options.period, on_tick)
@@ -123,13 +125,13 @@ class Run:
         )
 
     def _tracing(self, begin: float, end: float | None) -> Kthread:
-        assert self.ftrace is not None
+        assert self.tracing is not None
         if begin > 0:
             yield begin
-        self.ftrace.startup()
+        self.tracing.set_tracer(self.tracing.global_array, "function")
         if end is not None:
             yield end - begin
-            self.ftrace.shutdown()
+            self.tracing.set_tracer(self.tracing.global_array, "nop")
 
     def _keep_switch(self, event: FtraceEvent) -> None:
         if isinstance(event, TracingSwitched):

@@ -14,9 +14,12 @@ from dynftrace_emu.kernel.structs import (
     NMI_STACK_SLOT,
     PAGE_SIZE,
     PCPU,
+    PROFILE,
+    PVCLOCK,
     STACK_AREA,
     STACK_SLOT,
     STACKS_PER_CPU,
+    TASK,
     THREAD_SIZE,
     TIMER_VECTOR,
 )
@@ -49,7 +52,9 @@ ZONE_SIZE = 512 << 10
 _PERCPU_AREA = 0xFFFF_E000_0000_0000
 _DESCRIPTORS = 0xFFFF_FE00_0000_0000
 _ZONE_AREA = 0xFFFF_C800_0000_0000
-_SPARE_RAM = 32 << 20  # page tables, record pages
+_SPARE_RAM = 512 << 20  # page tables, record pages, what tracers allocate; committed when touched
+_PROFILE_PER_TEXT = PROFILE.size // 4  # the function profiler's table
+_RAM_PER_VCPU = 64 << 20  # likewise
 _MSR_EFER, _EFER = 0xC000_0080, 1 << 0 | 1 << 8 | 1 << 10 | 1 << 11  # SCE, LME, LMA, NXE
 _CR0 = 1 << 31 | 1 << 16 | 1 << 5 | 1 << 4 | 1 << 1 | 1  # PG, WP, NE, ET, MP, PE
 _CR4 = 1 << 5 | 1 << 9 | 1 << 10  # PAE, OSFXSR, OSXMMEXCPT
@@ -72,10 +77,12 @@ def boot(
     :raises AddressSpaceError: the host gives no address space for so many vCPUs.
     :raises ImageError: the image does not fit, or overlaps something.
     """
-    percpu = -(-max(image.percpu_size, PCPU.size) // PAGE_SIZE) * PAGE_SIZE
-    per_vcpu = percpu + ZONE_SIZE + STACKS_PER_CPU * THREAD_SIZE + (1 << 20)
+    # Behind the area lies what current points to until the kernel has tasks: Linux's init_task.
+    percpu = -(-(max(image.percpu_size, PCPU.size) + TASK.size) // PAGE_SIZE) * PAGE_SIZE
+    per_vcpu = percpu + ZONE_SIZE + STACKS_PER_CPU * THREAD_SIZE + _RAM_PER_VCPU
     text = sum(len(segment.data) for segment in image.segments)
-    memory = GuestMemory(_SPARE_RAM + 2 * text + nr_vcpus * per_vcpu)
+    per_vcpu += _PROFILE_PER_TEXT * text
+    memory = GuestMemory(_SPARE_RAM + 4 * text + nr_vcpus * per_vcpu)
     _load_segments(memory, image)
     for cpu in range(nr_vcpus):
         _map_cpu(memory, cpu, percpu)
@@ -168,18 +175,19 @@ def _set_up_vcpu(machine: Machine, image: KernelImage, cpu: int, percpu: int) ->
     vcpu[Reg.RDI] = cpu
     vcpu.rip = image.entry if cpu == 0 else image.secondary_entry or image.entry
     vcpu.watch(image.scan.halts, image.scan.irets)
-    _write_pcpu(memory, area, cpu)
+    _write_pcpu(memory, area, cpu, area + percpu - TASK.size)
     machine.words[cpu] = CpuWords(
         requests=memory.view(area + PCPU.offset("requests"), "<u8")
         if image.scan.safepoints
         else None,
         clock_ns=memory.view(area + PCPU.offset("clock_ns"), "<u8"),
+        pvclock=memory.view(area + PCPU.offset("pvclock"), PVCLOCK.dtype),
         preempt_count=memory.view(area + PCPU.offset("preempt_count"), "<u8"),
     )
 
 
-def _write_pcpu(memory: GuestMemory, area: int, cpu: int) -> None:
+def _write_pcpu(memory: GuestMemory, area: int, cpu: int, init_task: int) -> None:
     pcpu = memory.view(area, PCPU.dtype)[0]
-    pcpu["self"], pcpu["cpu"] = area, cpu
+    pcpu["self"], pcpu["cpu"], pcpu["current"] = area, cpu, init_task
     pcpu["zone_start"] = _ZONE_AREA + cpu * ZONE_SIZE
     pcpu["zone_end"] = _ZONE_AREA + (cpu + 1) * ZONE_SIZE

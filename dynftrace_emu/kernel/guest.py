@@ -7,7 +7,7 @@ for when the machine is stopped.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -63,6 +63,22 @@ class GuestKernel:
     def total(self, field: str) -> int:
         """A field of ``struct pcpu``, summed over the CPUs."""
         return sum(self.percpu(field))
+
+    def enable_bits(self, bits: int, cpu: int | None = None) -> None:
+        """Let the tracers of ``bits`` (:class:`~.structs.TraceBit`) listen, on one CPU or on all."""
+        for index, area in enumerate(self._pcpu):
+            if cpu in (None, index):
+                area["trace_mask"][0] = int(area["trace_mask"][0]) | bits
+
+    def disable_bits(self, bits: int, cpu: int | None = None) -> None:
+        """The opposite."""
+        for index, area in enumerate(self._pcpu):
+            if cpu in (None, index):
+                area["trace_mask"][0] = int(area["trace_mask"][0]) & ~bits
+
+    def pcpu(self, cpu: int) -> NDArray[Any]:
+        """The area of a CPU, as a writable view of one ``struct pcpu``."""
+        return self._pcpu[cpu]
 
     def current(self, cpu: int) -> str:
         """The running task of a CPU, for people."""

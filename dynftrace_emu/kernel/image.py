@@ -175,6 +175,12 @@ class KernelImage:
     # --- text ---
 
     @cached_property
+    def text_range(self) -> tuple[int, int]:
+        """From the first byte of executable code to behind the last."""
+        text = [segment for segment in self.segments if segment.executable]
+        return min(s.address for s in text), max(s.address + len(s.data) for s in text)
+
+    @cached_property
     def scan(self) -> TextScan:
         """What linear disassembly of all text finds."""
         whole = TextScan()

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from dynftrace_emu.machine.hypercalls import Port, Request
+from dynftrace_emu.machine.hypercalls import PVCLOCK_FIELDS, Port, Request
 
 __all__ = [
     "BOOT_PARAMS",
@@ -38,7 +38,7 @@ class GuestStruct:
     """A structure in guest memory: ``fields`` are (name, NumPy type, meaning), unpadded."""
 
     name: str
-    fields: tuple[tuple[str, str, str], ...]
+    fields: tuple[tuple[str, str | np.dtype[Any], str], ...]
 
     @cached_property
     def dtype(self) -> np.dtype[Any]:
@@ -87,6 +87,154 @@ ENTRIES_PER_PAGE = (PAGE_SIZE - FTRACE_PAGE.size) // DYN_FTRACE.size
 FTRACE_HASHBITS = 10
 FTRACE_HASHSIZE = 1 << FTRACE_HASHBITS
 
+PVCLOCK = GuestStruct("pvclock", PVCLOCK_FIELDS)
+"""``struct pvclock_vcpu_time_info``: how a vCPU makes time of what it counts."""
+
+TRACE_BITS = 32
+STACK_TRACE_ENTRIES = 64
+
+
+class TraceBit(IntEnum):
+    """Bits of a word of ``ftrace_map``: who wants a call site, and what else is known of it.
+
+    From INSTANCE on each bit is the function tracer of an instance.
+    """
+
+    FUNCTION = 0
+    GRAPH = 1
+    PROFILE = 2
+    STACK = 3
+    PROBE = 4
+    GRAPH_FUNCTION = 5  # it is in set_graph_function
+    GRAPH_NOTRACE = 6  # ... in set_graph_notrace
+    KNOWN = 7  # recorded, and a pass or a switch has dealt with it
+    COUNT = 8  # somebody who only wants calls counted, in pcpu.traced_calls
+    INSTANCE = 9
+
+
+RB = GuestStruct(
+    "rb",
+    (
+        ("page", "<u8", "the page being written"),
+        ("page_no", "<u8", "its number: pages are counted and never reused"),
+        ("nr_pages", "<u8", "how many there are in memory"),
+        ("base", "<u8", "the first"),
+        ("end", "<u8", "the address behind the last"),
+        ("table", "<u8", "a struct rb_page for each"),
+        ("write_stamp", "<u8", "time of the last event"),
+        ("entries", "<u8", "events written since it was made"),
+        ("dropped", "<u8", "events dropped for want of room, or out of an NMI"),
+        ("overwrite", "<u8", "not 0: the oldest page makes room; the host writes"),
+        ("reader_page", "<u8", "number of the page the reader is at; the host writes"),
+        ("counter", "<u8", "the counter that is this buffer's clock, or 0; the host writes"),
+        ("stack", "<u8", "not 0: a stack trace follows each function event; the host writes"),
+    ),
+)
+"""``struct ring_buffer_per_cpu``: who writes and reads it is said in ``ftrace/ring_buffer.py``."""
+
+RB_PAGE = GuestStruct(
+    "rb_page",
+    (
+        ("number", "<u8", "which page lies here, counted as rb.page_no"),
+        ("first", "<u8", "events written before it"),
+    ),
+)
+"""What the reader must know of a page beyond its own header."""
+
+BUFFER_PAGE = GuestStruct(
+    "buffer_page",
+    (
+        ("time_stamp", "<u8", "time of its first event, in ns"),
+        ("commit", "<u8", "bytes of events in it"),
+    ),
+)
+"""``struct buffer_data_page``: the header of a page of events, as Linux lays it out."""
+
+RET_STACK = GuestStruct(
+    "ret_stack",
+    (
+        ("depth", "<u8", "entries in use"),
+        ("graph_depth", "<u8", "those of them that function_graph shows"),
+        ("notrace_depth", "<u8", "those inside a function of set_graph_notrace, that one included"),
+        ("session", "<u8", "the run of the graph tracer these two belong to"),
+    ),
+)
+"""The header of a shadow stack: return addresses that ``return_to_handler`` stands for."""
+
+RET_ENTRY = GuestStruct(
+    "ret_entry",
+    (
+        ("ret", "<u8", "where the function returns to"),
+        ("func", "<u8", "its ip: the return address of its call to mcount"),
+        ("calltime", "<u8", "when it was entered, in ns"),
+        ("flags", "<u8", "RetFlag"),
+        ("session", "<u8", "the run of the graph tracer that it was entered in"),
+        ("frame", "<u8", "where the return address was"),
+    ),
+)
+"""``struct ftrace_ret_stack``."""
+
+
+class RetFlag(IntEnum):
+    """What is to be done when the function returns."""
+
+    GRAPH = 1  # an exit event
+    DROPPED = 2  # ... that is dropped, as its entry was
+    NOTRACE = 4  # the end of a function of set_graph_notrace
+    PROFILE = 8
+    DEPTH = 16  # it counts in graph_depth
+
+
+PROFILE = GuestStruct(
+    "profile",
+    (
+        ("hits", "<u8", "calls"),
+        ("time", "<u8", "ns in it and what it called"),
+        ("time_squared", "<u8", "sum of the squares"),
+        ("ip", "<u8", "which function"),
+    ),
+)
+"""``struct ftrace_profile``: of one function on one CPU."""
+
+PROBE = GuestStruct(
+    "probe",
+    (
+        ("next", "<u8", "the next of this hash chain, or 0"),
+        ("ip", "<u8", "the function it waits for"),
+        ("kind", "<u8", "ProbeKind"),
+        ("count", "<u8", "how often it may still act; 2^64 - 1: without end"),
+        ("bit", "<u8", "the TraceBit whose tracing_on and buffer it acts on"),
+        ("mask", "<u8", "that bit, as in trace_mask"),
+    ),
+)
+"""``struct ftrace_func_probe``, for one function."""
+
+PROBE_HASHBITS = 8
+PROBE_HASHSIZE = 1 << PROBE_HASHBITS
+
+
+class ProbeKind(IntEnum):
+    """What a trigger of set_ftrace_filter does (kernel/trace/trace_functions.c)."""
+
+    TRACEON = 1
+    TRACEOFF = 2
+    STACKTRACE = 3
+    SNAPSHOT = 4
+    DUMP = 5
+    CPUDUMP = 6
+
+
+class EventId(IntEnum):
+    """``enum trace_type`` of Linux (kernel/trace/trace.h): ids of the built-in events."""
+
+    FUNCTION = 1
+    KERNEL_STACK = 4
+    PRINT = 5
+    GRAPH_EXIT = 10
+    GRAPH_ENTRY = 11
+    RAW_DATA = 18
+
+
 PCPU = GuestStruct(
     "pcpu",
     (
@@ -94,6 +242,7 @@ PCPU = GuestStruct(
         ("cpu", "<u8", "smp_processor_id()"),
         ("requests", "<u8", "pending requests (Request); the host writes, safepoints poll"),
         ("clock_ns", "<u8", "time since boot; the host writes"),
+        ("pvclock", PVCLOCK.dtype, "what the finer clock is read by; the host writes"),
         ("current", "<u8", "the running task"),
         ("preempt_count", "<u8", "above 0: no preemption, no parking; its parts as in Linux"),
         ("need_resched", "<u8", "set by the tick, cleared by schedule()"),
@@ -101,7 +250,7 @@ PCPU = GuestStruct(
         ("timer_interrupts", "<u8", "ticks this CPU handled"),
         ("nmi_count", "<u8", "NMIs this CPU handled"),
         ("mcount_calls", "<u8", "entries to mcount"),
-        ("traced_calls", "<u8", "calls the tracer got"),
+        ("traced_calls", "<u8", "calls a tracer got"),
         ("skipped_no_slot", "<u8", "calls not recorded: no record slot"),
         ("skipped_nested", "<u8", "... the recorder was interrupted on this CPU"),
         ("skipped_suspended", "<u8", "... a pass is going on"),
@@ -112,6 +261,16 @@ PCPU = GuestStruct(
         ("zone_start", "<u8", "this CPU's free memory: first byte; the loader writes"),
         ("zone_end", "<u8", "... and the byte behind it"),
         ("online", "<u8", "1 while this CPU takes part"),
+        ("trace_mask", "<u8", "bits (TraceBit) of the tracers that listen here; the host writes"),
+        ("trace_busy", "<u8", "1 inside a tracer, where only an NMI can come in between"),
+        ("trace_recursed", "<u8", "calls dropped because they came out of such an NMI"),
+        ("trace_buffers", f"({TRACE_BITS},)<u8", "ring buffer of each bit; the host writes"),
+        ("profile", "<u8", "this CPU's profile, less where its text begins; the host writes"),
+        ("stack_max", "<u8", "deepest stack seen here, in bytes"),
+        ("stack_seq", "<u8", "odd while the trace of it is being written"),
+        ("stack_nr", "<u8", "entries in that trace"),
+        ("stack_ips", f"({STACK_TRACE_ENTRIES},)<u8", "its return addresses, innermost first"),
+        ("stack_sizes", f"({STACK_TRACE_ENTRIES},)<u8", "bytes of stack from each to the top"),
     ),
 )
 """The part of a per-CPU area that the host reads or writes; GS points to it (S1, S4)."""
@@ -156,6 +315,8 @@ BOOT_PARAMS = GuestStruct(
 
 FTRACE_RECORD_PORT = 0xF5
 """``in eax, dx`` with RDI = ip: the recorder's hook. EAX is a :class:`Skip`."""
+FTRACE_PROBE_PORT = 0xF6
+"""``in eax, dx`` with RCX = a struct probe: a trigger that has something to change."""
 
 
 class Skip(IntEnum):
@@ -179,8 +340,21 @@ STACK_SLOT = 0x4000
 THREAD_SIZE = 0x2000
 STACKS_PER_CPU = 16
 NMI_STACK_SLOT = 15
+RET_STACK_BYTES = 0x2000
+RET_STACK_ENTRIES = (RET_STACK_BYTES - RET_STACK.size) // RET_ENTRY.size
+PID_MAX = 2048
 TIMER_VECTOR = 0xEF  # LOCAL_TIMER_VECTOR
 NMI_VECTOR = 2
+
+
+_SHARED = (
+    DYN_FTRACE, FTRACE_PAGE, PVCLOCK, PCPU, TASK, BOOT_PARAMS, RB, RB_PAGE, BUFFER_PAGE, RET_STACK,
+    RET_ENTRY, PROFILE, PROBE,
+)  # fmt: skip
+_ENUMS = (
+    ("PORT", Port), ("SKIP", Skip), ("REQUEST", Request), ("RET", RetFlag), ("PROBE", ProbeKind),
+    ("EVENT", EventId), ("TRACE_BIT", TraceBit),
+)  # fmt: skip
 
 
 def asm_offsets() -> dict[str, int]:
@@ -201,11 +375,19 @@ def asm_offsets() -> dict[str, int]:
         "STACKS_PER_CPU": STACKS_PER_CPU,
         "NMI_STACK_SLOT": NMI_STACK_SLOT,
         "PORT_FTRACE_RECORD": FTRACE_RECORD_PORT,
+        "PORT_FTRACE_PROBE": FTRACE_PROBE_PORT,
+        "RET_STACK_BYTES": RET_STACK_BYTES,
+        "RET_STACK_ENTRIES": RET_STACK_ENTRIES,
+        "STACK_TRACE_ENTRIES": STACK_TRACE_ENTRIES,
+        "PROBE_HASHBITS": PROBE_HASHBITS,
+        "PROBE_HASHSIZE": PROBE_HASHSIZE,
+        "PID_MAX": PID_MAX,
         "TIMER_VECTOR": TIMER_VECTOR,
         "NMI_VECTOR": NMI_VECTOR,
     }
-    for struct in (DYN_FTRACE, FTRACE_PAGE, PCPU, TASK, BOOT_PARAMS):
+    for struct in _SHARED:
         constants |= struct.constants()
-    for prefix, group in (("PORT", Port), ("SKIP", Skip), ("REQUEST", Request)):
+    for prefix, group in _ENUMS:
         constants |= {f"{prefix}_{member.name}": int(member) for member in group}
+    constants |= {f"TRACE_{bit.name}": 1 << bit for bit in TraceBit}
     return constants

@@ -3,8 +3,7 @@
 Time is counted in instructions: ``virtual_hz`` of them are a second of every vCPU. The vCPU whose
 clock is furthest behind runs next, for a slice of random length that ends at the latest where
 something is due: a tick, an NMI, host code. So those come between any two instructions, and the
-same seed gives the same run. A slice that ends early is charged in full, since the engine does not
-tell how much of it ran.
+same seed gives the same run. A slice that ends early is charged with what it has run.
 """
 
 from __future__ import annotations
@@ -41,9 +40,11 @@ __all__ = ["DEFAULT_VIRTUAL_HZ", "DeterministicEngine"]
 DEFAULT_VIRTUAL_HZ = 2_000_000
 _SLICES = (4, 60, 800, 6000, 12000, 12000)
 """Bounds that a slice's random length is drawn under: mostly long, now and then very short."""
+_NS = 1_000_000_000
 _PARK_SLICE = 48
 _WINDOW_SLICE = 16  # instructions between two looks whether IF is on
 _BETWEEN_TRIES = 2000
+_LONGEST_SECTION = 4096  # instructions of the longest code that nobody may be stopped in
 _SETTLE_INSTRUCTIONS = 50_000
 
 
@@ -83,6 +84,8 @@ class DeterministicEngine(Engine):
         self._parked = False
         self._interrupted = False
         self._end: RunEnd | None = None
+        self._counter = machine.memory.map_counter()
+        self._mul = (_NS << 32) // virtual_hz
 
     # --- time ---
 
@@ -234,9 +237,16 @@ class DeterministicEngine(Engine):
         for bound in (slot.due(), horizon):
             if bound is not None and bound > slot.clock:
                 length = min(length, bound - slot.clock)
-        self.set_clock(slot.vcpu, slot.clock / self.virtual_hz)
-        exit_ = slot.vcpu.run(length)
-        slot.clock += length
+        self._execute(slot, length)
+
+    def _execute(self, slot: Slot, budget: int) -> None:
+        """Run a vCPU for ``budget`` instructions at most, on its own clock."""
+        vcpu = slot.vcpu
+        ns = slot.clock * _NS // self.virtual_hz
+        self.set_clock(vcpu, ns)
+        self.set_pvclock(vcpu, self._counter, 0, self._mul, ns)
+        exit_ = vcpu.run(budget)
+        slot.clock += max(1, vcpu.executed)  # who delivers exceptions without end gets on, too
         self._after(slot, exit_)
 
     def _note_due(self, slot: Slot) -> None:
@@ -259,12 +269,11 @@ class DeterministicEngine(Engine):
 
     def _deliver_tick(self, slot: Slot) -> int:
         if slot.vcpu.interrupts_on and in_interrupt_shadow(slot.vcpu):
-            slot.clock += 1
-            self._after(slot, slot.vcpu.step())
+            self._execute(slot, 1)
         if not slot.online or not slot.vcpu.interrupts_on:
             return _WINDOW_SLICE
         slot.timer_pending = False
-        self.set_clock(slot.vcpu, slot.clock / self.virtual_hz)
+        self.set_clock(slot.vcpu, slot.clock * _NS // self.virtual_hz)
         self.deliver_timer(slot.vcpu)
         slot.state = VCpuState.RUNNING  # it may have stood at a hlt
         return max(_SLICES)
@@ -279,7 +288,7 @@ class DeterministicEngine(Engine):
                     raise self.dead_cpu(slot.vcpu)
                 slot.state = VCpuState.HALTED
             case ExitReason.IRET:
-                self._after(slot, slot.vcpu.step())
+                self._execute(slot, 1)
             case ExitReason.OFFLINE:
                 slot.state = VCpuState.DONE
             case ExitReason.SHUTDOWN:
@@ -358,11 +367,10 @@ class DeterministicEngine(Engine):
 
     def step_out(self, vcpu: VCpu, is_inside: Callable[[int], bool]) -> bool:
         slot = self._slots[vcpu.index]
-        for _ in range(16):
+        for _ in range(_LONGEST_SECTION):
             if not is_inside(vcpu.rip):
                 return self._may_park(slot, self.park_rule)
-            self._after(slot, vcpu.step())
-            slot.clock += 1
+            self._execute(slot, 1)
         return False
 
     def run_between_tries(self) -> None:

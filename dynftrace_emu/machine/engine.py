@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dynftrace_emu.errors import GuestFault
 from dynftrace_emu.machine import faults
@@ -67,10 +67,11 @@ class RunEnd(Enum):
 
 @dataclass(frozen=True, slots=True)
 class CpuWords:
-    """A vCPU's words in guest memory, views of one ``uint64`` each; None: it has no such word."""
+    """A vCPU's words in guest memory, views of one item each; None: it has no such word."""
 
     requests: NDArray[np.uint64] | None = None
     clock_ns: NDArray[np.uint64] | None = None
+    pvclock: NDArray[Any] | None = None  # a record of PVCLOCK_FIELDS
     preempt_count: NDArray[np.uint64] | None = None
 
 
@@ -139,11 +140,17 @@ class Engine(ABC):
 
     # --- shared ---
 
-    def set_clock(self, vcpu: VCpu, seconds: float) -> None:
+    def set_clock(self, vcpu: VCpu, ns: int) -> None:
         """Write the guest's clock word."""
         word = self.machine.words[vcpu.index].clock_ns
         if word is not None:
-            word[0] = int(seconds * 1e9)
+            word[0] = ns
+
+    def set_pvclock(self, vcpu: VCpu, counter: int, timestamp: int, mul: int, ns: int) -> None:
+        """Say how the guest makes time of what it counts (:data:`.hypercalls.PVCLOCK_FIELDS`)."""
+        record = self.machine.words[vcpu.index].pvclock
+        if record is not None:
+            record[0] = (counter, timestamp, mul, ns)
 
     def is_preemptible(self, vcpu: VCpu) -> bool:
         """Whether Linux's stop_machine could have stopped this vCPU here."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from enum import IntEnum, IntFlag
 
-__all__ = ["Port", "Request"]
+__all__ = ["PVCLOCK_FIELDS", "Port", "Request"]
 
 
 class Port(IntEnum):
@@ -28,3 +28,12 @@ class Request(IntFlag):
     STOP = 1
     TIMER = 2
     NMI = 4
+
+
+PVCLOCK_FIELDS = (
+    ("counter", "<u8", "address of the count of instructions run, or 0: read the TSC"),
+    ("timestamp", "<u8", "what it counted at system_time"),
+    ("mul", "<u8", "ns for each count, times 2^32"),
+    ("system_time", "<u8", "ns since the machine started"),
+)
+"""A vCPU's clock, as KVM's ``pvclock``: ns = system_time + ((count - timestamp) * mul >> 32)."""

@@ -43,13 +43,29 @@ SavedIps = Callable[[], "Iterable[tuple[str, NDArray[np.uint64]]]"]
 
 @dataclass(frozen=True, slots=True)
 class TextSpan:
-    """Bytes that are about to change: ``size`` at each of the sorted ``addresses``."""
+    """Where no ip may be: in what is about to change, or in code that is using it.
+
+    ``size`` bytes at each of the sorted ``addresses`` are about to change: an ip at the first is
+    outside. ``sections`` are critical sections, each from an address to the one behind it.
+    """
 
     addresses: NDArray[np.uint64]
     size: int
+    sections: tuple[tuple[int, int], ...] = ()
 
     def inside(self, ips: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        """Those of ``ips`` that point behind the first byte of one of the spans."""
+        """Those of ``ips`` that point inside."""
+        found = self._in_changes(ips)
+        for start, end in self.sections:
+            mask = (ips >= np.uint64(start)) & (ips < np.uint64(end))
+            if mask.any():
+                found = np.concatenate([found, ips[mask]])
+        return found
+
+    def __bool__(self) -> bool:
+        return bool(len(self.addresses) or self.sections)
+
+    def _in_changes(self, ips: NDArray[np.uint64]) -> NDArray[np.uint64]:
         if not len(self.addresses) or not len(ips):
             return ips[:0]
         index = np.searchsorted(self.addresses, ips, side="left") - 1
@@ -228,7 +244,7 @@ class Machine:
 
     def _busy(self, span: TextSpan | None) -> str:
         """Who points inside the span, after stepping vCPUs out; empty if nobody does."""
-        if span is None or not len(span.addresses):
+        if not span:
             return ""
         for vcpu in self.vcpus:
             if _is_inside(span, vcpu.rip) and not self.engine.step_out(

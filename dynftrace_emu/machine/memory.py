@@ -27,6 +27,9 @@ __all__ = ["PAGE_SIZE", "GuestMemory", "PageWalk", "Region"]
 DIRECT_MAP = 0xFFFF_8880_0000_0000
 """Where physical pages given out by :meth:`GuestMemory.alloc_pages` appear (PAGE_OFFSET)."""
 
+COUNTER_PAGE = 0xFFFF_FF00_0000_0000
+"""Where guest code sees its vCPU's count of instructions (:meth:`GuestMemory.map_counter`)."""
+
 _FIRST_FREE = 0x1000  # physical page 0 stays unused: no table ever points there
 
 
@@ -59,6 +62,7 @@ class GuestMemory:
     """
 
     def __init__(self, size: int) -> None:
+        size = -(-size // PAGE_SIZE) * PAGE_SIZE
         self.size = size
         self._ram = mmap.mmap(-1, size)
         self._bytes = memoryview(self._ram)
@@ -112,6 +116,14 @@ class GuestMemory:
             (*regions[:index], region, *regions[index:]),
         )
         return region
+
+    def map_counter(self) -> int:
+        """Map the page behind the RAM, in which each vCPU sees its own count of instructions.
+
+        Returns its address; guest code can read it, and :meth:`read` finds nothing there.
+        """
+        self._tables.map(COUNTER_PAGE, self.size, PAGE_SIZE, writable=False, executable=False)
+        return COUNTER_PAGE
 
     def alloc_pages(self, count: int, name: str, purpose: str = "") -> Region:
         """Give out ``count`` zeroed contiguous pages, at their place in the direct map.

@@ -26,6 +26,7 @@ from dynftrace_emu.machine.exits import Exit, ExitReason
 from dynftrace_emu.machine.hostthreads import HostThreads
 from dynftrace_emu.machine.hypercalls import Request
 from dynftrace_emu.machine.machine import STOP_LIMIT_S
+from dynftrace_emu.machine.tsc import TscRate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,6 +81,7 @@ class ThreadedEngine(Engine):
         self._threads = HostThreads(self._fail)
         self._elapsed = 0.0
         self._started: float | None = None
+        self._tsc = TscRate()
 
     # --- time and host threads ---
 
@@ -125,7 +127,7 @@ class ThreadedEngine(Engine):
 
     def run(self, seconds: float | None) -> RunEnd:
         self._end, self._error, self._finishing = None, None, False
-        self._started = time.perf_counter()
+        self._set_clocks()
         deadline = None if seconds is None else self._started + seconds
         self._start()
         try:
@@ -139,6 +141,14 @@ class ThreadedEngine(Engine):
         if self._error is not None:
             raise self._error
         return end
+
+    def _set_clocks(self) -> None:
+        """The guest's clock and ours go on from the same moment, at the same rate."""
+        mul = self._tsc.ns_per_count()
+        now = self._tsc.sample()
+        self._started = now.seconds
+        for slot in self._slots:
+            self.set_pvclock(slot.vcpu, 0, now.count, mul, int(self._elapsed * 1e9))
 
     def _start(self) -> None:
         with self._cond:
@@ -336,7 +346,7 @@ class ThreadedEngine(Engine):
         self._clear(slot, Request.TIMER)
         if self.has_timer(slot.vcpu):
             slot.state = VCpuState.RUNNING
-            self.set_clock(slot.vcpu, self.now())
+            self.set_clock(slot.vcpu, int(self.now() * 1e9))
             self.deliver_timer(slot.vcpu)
 
     def _request(self, slot: _Slot, request: Request) -> None:

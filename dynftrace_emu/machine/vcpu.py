@@ -20,6 +20,7 @@ from unicorn import x86_const as x86
 from dynftrace_emu.errors import AddressSpaceError, DynftraceError
 from dynftrace_emu.machine.exits import Exit, ExitReason
 from dynftrace_emu.machine.nmi import NmiLatch
+from dynftrace_emu.machine.paging import PAGE_SIZE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,6 +35,7 @@ __all__ = [
     "Reg",
     "VCpu",
     "error_text",
+    "read_tsc",
     "require_unicorn",
 ]
 
@@ -84,6 +86,47 @@ def _old_exception_offset() -> int:
             f"unicorn {unicorn.__version__}: its saved contexts are not understood"
         )
     return int(places[0]) * 4
+
+
+@cache
+def _instruction_counter_offset() -> int:
+    """Where an engine counts the instructions of a run, as seen by letting a spare one count.
+
+    ``emu_start(count=n)`` counts in a field of its own state, of which no function tells; so a run
+    that ends early need not be guessed at, and guest code can be shown the count as it grows.
+
+    :raises DynftraceError: this engine's state is not as expected.
+    """
+    uc = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
+    uc.mem_map(0, PAGE_SIZE)
+    uc.mem_write(16, b"\xeb\xfe")  # jmp .
+    libc = ctypes.CDLL(None)
+    libc.malloc_usable_size.restype = ctypes.c_size_t
+    handle = ctypes.c_void_p(uc._uch.value)
+    words = libc.malloc_usable_size(handle) // 8
+    state = np.ctypeslib.as_array((ctypes.c_uint64 * words).from_address(uc._uch.value))
+    places = np.arange(words)
+    for count in (1001, 777, 31):
+        uc.emu_start(16, 0, count=count)
+        places = places[state[places] == count + 1]  # the one in front of which it stopped
+    if len(places) != 1:
+        raise DynftraceError(f"unicorn {unicorn.__version__}: it does not count as expected")
+    return int(places[0]) * 8
+
+
+def read_tsc() -> int:
+    """The time stamp counter, as ``rdtsc`` shows it to every vCPU: the host's."""
+    uc = _tsc_reader()
+    uc.emu_start(16, 19)
+    return int(uc.reg_read(x86.UC_X86_REG_RDX)) << 32 | int(uc.reg_read(x86.UC_X86_REG_RAX))
+
+
+@cache
+def _tsc_reader() -> unicorn.Uc:
+    uc = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
+    uc.mem_map(0, PAGE_SIZE)
+    uc.mem_write(16, b"\x0f\x31\x90")  # rdtsc; nop
+    return uc
 
 
 def _version(text: str) -> tuple[int, ...]:
@@ -159,9 +202,15 @@ class VCpu:
         self._iret_at: int | None = None
         self._stop_at_iret = False
         self._began_at: int | None = None
+        self.executed = 0
+        """Instructions begun in the last run that had a budget."""
         try:
             self._uc = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
             self._uc.mem_map_ptr(0, memory.size, unicorn.UC_PROT_ALL, memory.host_address)
+            # The count of instructions appears as a page of its own, behind the RAM.
+            counter = self._uc._uch.value + _instruction_counter_offset()
+            self._uc.mem_map_ptr(memory.size, PAGE_SIZE, unicorn.UC_PROT_READ, counter)
+            self._counter = ctypes.c_uint64.from_address(counter)
         except unicorn.UcError as error:
             raise AddressSpaceError(f"vCPU {index} cannot be made: {error}") from None
         self._hook(unicorn.UC_HOOK_INTR, self._on_interrupt)
@@ -245,6 +294,8 @@ class VCpu:
             self._uc.emu_start(begin, 0, count=budget)
         except unicorn.UcError as error:
             self._exit = self._engine_error(error)
+        if budget:
+            self.executed = min(self._counter.value, budget)
         self._note_iret()
         if self._exit is not None:
             if self._exit.reason is ExitReason.EXCEPTION:

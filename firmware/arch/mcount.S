@@ -41,6 +41,8 @@ mcount_load:
         mov rcx, [rsp + 0x08]
         mov rax, [rsp]
         add rsp, MCOUNT_FRAME
+        cmp qword ptr [rip + ftrace_unknown_ops], 0
+        jne ftrace_caller_unknown       # some tracer wants what runs for the first time, too
         ret
 END mcount
 
@@ -49,11 +51,11 @@ ENTRY ftrace_stub
         ret
 END ftrace_stub
 
-# ftrace_count_call(ip rdi, parent_ip rsi): the tracer of this kernel, which counts.
-ENTRY ftrace_count_call
-        inc qword ptr gs:[PCPU_TRACED_CALLS]
+# ftrace_static_call: where the pointer leads while somebody listens and no call is ever recorded
+# (DYNAMIC_FTRACE off): straight on to the tracers.
+ENTRY ftrace_static_call
         ret
-END ftrace_count_call
+END ftrace_static_call
 
 # ftrace_record_ip(ip rdi, parent_ip rsi): record a call site when it runs for the first time.
 #   clobbers  rax rcx rdx
@@ -84,6 +86,11 @@ ENTRY ftrace_record_ip
         movzx eax, word ptr [rdi - MCOUNT_INSN_SIZE]
         cmp ax, [rip + ftrace_disabled_insn]
         je .Lpatched
+        lea rax, [rdi - MCOUNT_INSN_SIZE]       # ... or made a call to the tracers
+        and rax, -4
+        add rax, [rip + ftrace_map_bias]
+        test byte ptr [rax], TRACE_KNOWN
+        jnz .Lpatched
         mov rcx, [rip + ftrace_pages]
         test rcx, rcx
         jz .Lno_slot
@@ -126,6 +133,13 @@ FUNC ftrace_dynamic_init
         RETURN
 END ftrace_dynamic_init
 INITCALL ftrace_dynamic_init
+
+.include "trace/entry.S"
+.include "trace/ring_buffer.S"
+.include "trace/functions.S"
+.include "trace/functions_graph.S"
+.include "trace/stack.S"
+.include "trace/probes.S"
 
 .data
         .p2align 3

@@ -6,16 +6,16 @@
 
 .percpu nmi_last_interrupts, 8          # timer interrupts when the watchdog looked last
 .percpu nmi_alert_counter, 8            # NMIs since they last went on
-.percpu nmi_enter_count, 8
 
+.set NMI_OFFSET, 0x100000                # in preempt_count
 .set NMI_ALERT_LIMIT, 1000000           # lets the watchdog count, and never bark in an emulator
 
 # do_nmi(regs rdi). On the NMI stack; takes no lock, switches no task.
 FUNC_NOTRACE do_nmi
-        inc qword ptr gs:[nmi_enter_count]
+        add qword ptr gs:[PCPU_PREEMPT_COUNT], NMI_OFFSET
         inc qword ptr gs:[PCPU_NMI_COUNT]
         call default_do_nmi
-        dec qword ptr gs:[nmi_enter_count]
+        sub qword ptr gs:[PCPU_PREEMPT_COUNT], NMI_OFFSET
         RETURN
 END do_nmi
 

@@ -1,0 +1,73 @@
+"""The function graph tracer's settings, and the shadow stacks it hooks returns with
+(kernel/trace/trace_functions_graph.c, fgraph.c; firmware/trace/functions_graph.S)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dynftrace_emu.kernel.structs import (
+    PAGE_SIZE,
+    RET_STACK_BYTES,
+    STACK_AREA,
+    STACK_SLOT,
+    STACKS_PER_CPU,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from dynftrace_emu.ftrace.page_pool import PagePool
+    from dynftrace_emu.kernel.guest import GuestKernel
+
+__all__ = ["GraphSettings", "RetStacks"]
+
+_UNLIMITED = (1 << 64) - 1
+
+
+class GraphSettings:
+    """What ``set_graph_function`` and its like say; :meth:`write` tells guest code."""
+
+    def __init__(self, kernel: GuestKernel) -> None:
+        self._kernel = kernel
+        self.functions: NDArray[np.uint64] = np.zeros(0, dtype=np.uint64)
+        self.notrace: NDArray[np.uint64] = np.zeros(0, dtype=np.uint64)
+        self.max_depth = 0  # 0: no limit
+        self.skip_irqs = False
+        self.thresh_ns = 0
+
+    def write(self) -> None:
+        """Store it all; in a stop, or where nobody traces."""
+        self._kernel.write("ftrace_graph_filter", int(len(self.functions) > 0))
+        self._kernel.write("ftrace_graph_max_depth", self.max_depth or _UNLIMITED)
+        self._kernel.write("ftrace_graph_skip_irqs", int(self.skip_irqs))
+        self._kernel.write("ftrace_graph_thresh", self.thresh_ns)
+
+    def begin_session(self) -> None:
+        """What was hooked in an earlier run of the tracer tells nothing from now on."""
+        session = self._kernel.read("ftrace_graph_session")
+        self._kernel.write("ftrace_graph_session", session + 1)
+
+
+class RetStacks:
+    """A shadow stack for every stack of every CPU; once made they stay (returns may be hooked)."""
+
+    def __init__(self, kernel: GuestKernel, pool: PagePool) -> None:
+        self._kernel, self._pool = kernel, pool
+        self._made = False
+
+    def alloc(self) -> None:
+        """Make them, if there are none.
+
+        :raises ImageError: the guest's RAM is used up.
+        """
+        if self._made:
+            return
+        stacks = STACKS_PER_CPU * len(self._kernel.machine.vcpus)
+        address = self._pool.alloc(stacks * RET_STACK_BYTES // PAGE_SIZE)
+        assert RET_STACK_BYTES * 2 == STACK_SLOT, "RET_STACK_HERE relies on it"
+        self._kernel.write("ftrace_ret_stacks", address)
+        self._kernel.write("ftrace_ret_stack_area", STACK_AREA)
+        self._kernel.write("ftrace_ret_stack_area_size", stacks * STACK_SLOT)
+        self._made = True

@@ -1,0 +1,39 @@
+"""Pages of guest memory that are given back: what ring buffers are made of."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dynftrace_emu.kernel.structs import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from dynftrace_emu.machine.memory import GuestMemory
+
+__all__ = ["PagePool"]
+
+
+class PagePool:
+    """Hands out runs of zeroed pages, and takes them back."""
+
+    def __init__(self, memory: GuestMemory, purpose: str) -> None:
+        self._memory, self._purpose = memory, purpose
+        self._free: list[tuple[int, int]] = []  # (pages, address)
+
+    def alloc(self, pages: int) -> int:
+        """The address of ``pages`` contiguous zeroed pages.
+
+        :raises ImageError: the guest's RAM is used up.
+        """
+        fitting = min((run for run in self._free if run[0] >= pages), default=None)
+        if fitting is None:
+            return self._memory.alloc_pages(pages, "trace buffers", self._purpose).address
+        self._free.remove(fitting)
+        count, address = fitting
+        if count > pages:
+            self._free.append((count - pages, address + pages * PAGE_SIZE))
+        self._memory.view(address, "u1", pages * PAGE_SIZE)[:] = 0
+        return address
+
+    def free(self, address: int, pages: int) -> None:
+        """Take a run back."""
+        self._free.append((pages, address))

@@ -1,0 +1,295 @@
+# The function graph tracer and the function profiler: both hook a function's return
+# (kernel/trace/fgraph.c, trace_functions_graph.c, ftrace.c).
+#
+# A hooked return address lies in the shadow stack of the stack it was found on, until the function
+# returns, however long after tracing has ended that is; so return_to_handler works for ever.
+
+.include "linkage.inc"
+.include "percpu.inc"
+.include "trace/trace.inc"
+
+.set HARDIRQ_MASK, 0xf0000
+
+# function_graph_enter(wanted rbx, site rdi, rflags r10): an entry event, a hit, and the hook.
+#   rsi = shadow stack, r9 = what to do on return (RetFlag), rax = time, r11 = buffer
+ENTRY function_graph_enter
+        mov r11, gs:[PCPU_TRACE_BUFFERS + 8 * TRACE_BIT_GRAPH]
+        xor r9d, r9d
+        RET_STACK_HERE rsi, .Lno_room
+        cmp qword ptr [rsi + RET_STACK_DEPTH], RET_STACK_ENTRIES
+        jae .Lno_room
+        test bl, TRACE_GRAPH
+        jz 1f
+        call graph_decide
+1:
+        test bl, TRACE_PROFILE
+        jz 2f
+        call profile_hit
+        or r9d, RET_PROFILE
+2:
+        test r9d, r9d
+        jz 4f
+        TRACE_CLOCK_LOCAL
+        imul rdx, [rsi + RET_STACK_DEPTH], RET_ENTRY_SIZE
+        lea rdx, [rsi + rdx + RET_STACK_SIZE]
+        inc qword ptr [rsi + RET_STACK_DEPTH]
+        mov rcx, [rbp + 8]
+        mov [rdx + RET_ENTRY_RET], rcx
+        lea rcx, [rbp + 8]
+        mov [rdx + RET_ENTRY_FRAME], rcx
+        mov [rdx + RET_ENTRY_FUNC], rdi
+        mov [rdx + RET_ENTRY_CALLTIME], rax
+        mov [rdx + RET_ENTRY_FLAGS], r9
+        mov rcx, [rip + ftrace_graph_session]
+        mov [rdx + RET_ENTRY_SESSION], rcx
+        lea rcx, [rip + return_to_handler]
+        mov [rbp + 8], rcx
+        test r9d, RET_GRAPH
+        jz 4f
+        cmp qword ptr [rip + ftrace_graph_thresh], 0
+        jne 4f                          # only what takes long is told, when it is over
+        mov r8, [rsi + RET_STACK_GRAPH_DEPTH]
+        push rdx
+        dec r8
+        push r8
+        call graph_entry_event
+        pop r8
+        pop rdx
+        jnc 4f
+        or qword ptr [rdx + RET_ENTRY_FLAGS], RET_DROPPED
+4:
+        ret
+
+# Too deep, or on a stack nobody knows. Of a call that is not hooked both events are lost.
+.Lno_room:
+        test bl, TRACE_GRAPH
+        jz 5f
+        add qword ptr [r11 + RB_DROPPED], 2
+5:
+        test bl, TRACE_PROFILE
+        jnz profile_hit
+        ret
+END function_graph_enter
+
+# graph_decide(wanted rbx, shadow stack rsi): r9 |= what the graph tracer wants of this call
+# (trace_graph_entry). Clobbers rdx.
+ENTRY graph_decide
+        mov rdx, [rip + ftrace_graph_session]
+        cmp [rsi + RET_STACK_SESSION], rdx
+        je 1f
+        mov [rsi + RET_STACK_SESSION], rdx      # what is hooked from an earlier run does not count
+        mov qword ptr [rsi + RET_STACK_GRAPH_DEPTH], 0
+        mov qword ptr [rsi + RET_STACK_NOTRACE_DEPTH], 0
+1:
+        cmp qword ptr [rsi + RET_STACK_NOTRACE_DEPTH], 0
+        jne 4f
+        test bl, TRACE_GRAPH_NOTRACE
+        jz 2f
+        inc qword ptr [rsi + RET_STACK_NOTRACE_DEPTH]
+        or r9d, RET_NOTRACE
+        ret
+2:
+        mov rdx, [rsi + RET_STACK_GRAPH_DEPTH]
+        test rdx, rdx
+        jnz 3f
+        cmp qword ptr [rip + ftrace_graph_filter], 0
+        je 3f
+        test bl, TRACE_GRAPH_FUNCTION
+        jz 4f
+3:
+        cmp rdx, [rip + ftrace_graph_max_depth]
+        jae 4f
+        cmp qword ptr [rip + ftrace_graph_skip_irqs], 0
+        jne 5f
+6:
+        inc qword ptr [rsi + RET_STACK_GRAPH_DEPTH]
+        or r9d, RET_GRAPH | RET_DEPTH
+4:
+        ret
+5:
+        test qword ptr gs:[PCPU_PREEMPT_COUNT], HARDIRQ_MASK
+        jz 6b
+        ret
+END graph_decide
+
+# graph_entry_event(buffer r11, local time rax, site rdi, rflags r10; [rsp + 8] = depth): carry if it
+# was dropped. Clobbers all that tracers may, but rsi only until it is popped.
+ENTRY graph_entry_event
+        cmp qword ptr [r11 + RB_COUNTER], 0
+        je 1f
+        TRACE_CLOCK
+1:
+        push rsi
+        RING_BUFFER_RESERVE GRAPH_ENTRY_EVENT, .Lentry_dropped
+        GENERIC_ENTRY EVENT_GRAPH_ENTRY
+        mov [rcx + r8 + BUFFER_PAGE_SIZE + 4], rdx
+        mov [rcx + r8 + BUFFER_PAGE_SIZE + 12], rdi
+        mov edx, [rsp + 16]
+        mov [rcx + r8 + BUFFER_PAGE_SIZE + 20], edx
+        RING_BUFFER_COMMIT GRAPH_ENTRY_EVENT
+        pop rsi
+        clc
+        ret
+.Lentry_dropped:
+        pop rsi
+        stc
+        ret
+END graph_entry_event
+
+# return_to_handler: where every hooked function returns to. Preserves all registers and flags, and
+# goes on where the function would have.
+ENTRY return_to_handler
+        sub rsp, 8
+        SAVE_FRAME
+__return_to_handler_section:
+        mov [rsp + FRAME_R9], r9
+        mov [rsp + FRAME_R10], r10
+        mov r10, [rsp + FRAME_RFLAGS]
+        mov qword ptr gs:[PCPU_TRACE_BUSY], 1
+        push rbx
+        push r12
+        RET_STACK_HERE rsi, .Llost
+        lea rdx, [rsp + 16 + FRAME_RET]
+1:
+        mov rax, [rsi + RET_STACK_DEPTH]
+        sub rax, 1
+        jb .Llost
+        mov [rsi + RET_STACK_DEPTH], rax
+        imul rax, rax, RET_ENTRY_SIZE
+        lea r12, [rsi + rax + RET_STACK_SIZE]
+        mov rbx, [r12 + RET_ENTRY_FLAGS]
+        call graph_leave_depth
+        cmp [r12 + RET_ENTRY_FRAME], rdx
+        jb 1b                           # a frame that was left without a return
+        jne .Llost
+        mov rax, [r12 + RET_ENTRY_RET]
+        mov [rdx], rax
+        mov rdi, [r12 + RET_ENTRY_FUNC]
+        TRACE_CLOCK_LOCAL
+        test bl, RET_PROFILE
+        jz 2f
+        call profile_return
+2:
+        test bl, RET_GRAPH
+        jz 3f
+        call graph_return
+3:
+        pop r12
+        pop rbx
+        mov qword ptr gs:[PCPU_TRACE_BUSY], 0
+        mov r9, [rsp + FRAME_R9]
+        mov r10, [rsp + FRAME_R10]
+        RESTORE_FRAME
+__return_to_handler_section_end:
+        ret
+__return_to_handler_slow:
+.Llost:
+        ud2                             # no entry for this return: nowhere to go
+END return_to_handler
+
+# graph_leave_depth(entry r12, its flags rbx, shadow stack rsi): one level up again, if the level is
+# of the present run. Clobbers rax.
+ENTRY graph_leave_depth
+        mov rax, [r12 + RET_ENTRY_SESSION]
+        cmp rax, [rsi + RET_STACK_SESSION]
+        jne 2f
+        test bl, RET_NOTRACE
+        jz 1f
+        dec qword ptr [rsi + RET_STACK_NOTRACE_DEPTH]
+1:
+        test bl, RET_DEPTH
+        jz 2f
+        dec qword ptr [rsi + RET_STACK_GRAPH_DEPTH]
+2:
+        ret
+END graph_leave_depth
+
+# graph_return(entry r12, its flags rbx, shadow stack rsi, local time rax, rflags r10): an exit event,
+# if the tracer that saw the entry still listens (trace_graph_return).
+ENTRY graph_return
+        mov rdx, [r12 + RET_ENTRY_SESSION]
+        cmp rdx, [rip + ftrace_graph_session]
+        jne .Lexit_done
+        test qword ptr gs:[PCPU_TRACE_MASK], TRACE_GRAPH
+        jz .Lexit_done
+        mov r11, gs:[PCPU_TRACE_BUFFERS + 8 * TRACE_BIT_GRAPH]
+        test bl, RET_DROPPED
+        jnz .Lexit_goes_with_entry
+        mov rdx, rax
+        sub rdx, [r12 + RET_ENTRY_CALLTIME]
+        cmp rdx, [rip + ftrace_graph_thresh]
+        jb .Lexit_done
+        push qword ptr [rsi + RET_STACK_GRAPH_DEPTH]
+        push rax
+        cmp qword ptr [r11 + RB_COUNTER], 0
+        je 1f
+        TRACE_CLOCK
+1:
+        RING_BUFFER_RESERVE GRAPH_EXIT_EVENT, .Lexit_dropped
+        GENERIC_ENTRY EVENT_GRAPH_EXIT
+        mov [rcx + r8 + BUFFER_PAGE_SIZE + 4], rdx
+        mov rdx, [r12 + RET_ENTRY_FUNC]
+        mov [rcx + r8 + BUFFER_PAGE_SIZE + 12], rdx
+        mov edx, [rsp + 8]
+        mov [rcx + r8 + BUFFER_PAGE_SIZE + 20], rdx     # depth, and no overrun
+        mov rdx, [r12 + RET_ENTRY_CALLTIME]
+        mov [rcx + r8 + BUFFER_PAGE_SIZE + 28], rdx
+        mov rdx, [rsp]
+        mov [rcx + r8 + BUFFER_PAGE_SIZE + 36], rdx
+        RING_BUFFER_COMMIT GRAPH_EXIT_EVENT
+.Lexit_dropped:
+        add rsp, 16
+.Lexit_done:
+        ret
+.Lexit_goes_with_entry:
+        inc qword ptr [r11 + RB_DROPPED]
+        ret
+END graph_return
+
+# profile_hit(site rdi): count a call. Clobbers rax and rdx.
+ENTRY profile_hit
+        mov rax, rdi
+        and rax, -4
+        shl rax, 3                      # PROFILE_SIZE / 4
+        add rax, gs:[PCPU_PROFILE]
+        inc qword ptr [rax + PROFILE_HITS]
+        mov [rax + PROFILE_IP], rdi
+        ret
+END profile_hit
+
+# profile_return(entry r12, site rdi, local time rax): its time, if the profiler still counts.
+# Preserves rax; clobbers rcx and rdx.
+ENTRY profile_return
+        test qword ptr gs:[PCPU_TRACE_MASK], TRACE_PROFILE
+        jz 1f
+        mov rcx, rdi
+        and rcx, -4
+        shl rcx, 3
+        add rcx, gs:[PCPU_PROFILE]
+        mov rdx, rax
+        sub rdx, [r12 + RET_ENTRY_CALLTIME]
+        add [rcx + PROFILE_TIME], rdx
+        imul rdx, rdx
+        add [rcx + PROFILE_TIME_SQUARED], rdx
+1:
+        ret
+END profile_return
+
+.data
+        .p2align 3
+ftrace_ret_stack_area:                  # where the stacks begin that have shadow stacks
+        .quad 0
+ftrace_ret_stack_area_size:
+        .quad 0
+ftrace_ret_stacks:
+        .quad 0
+ftrace_graph_session:                   # counts the runs of the graph tracer
+        .quad 0
+ftrace_graph_max_depth:                 # deeper calls are not shown
+        .quad -1
+ftrace_graph_filter:                    # not 0: set_graph_function names some
+        .quad 0
+ftrace_graph_skip_irqs:                 # not 0: option funcgraph-irqs is off
+        .quad 0
+ftrace_graph_thresh:                    # tracing_thresh, in ns
+        .quad 0
