@@ -67,6 +67,12 @@ class ControlFileError(DynftraceError):
         super().__init__(f"{_errno.errorcode[number]}: {reason}")
         self.errno, self.reason = number, reason
 
+    def at(self, file: str) -> ControlFileError:
+        """The same error, with the file's name in front of what it says."""
+        named = ControlFileError(self.errno, self.reason)
+        named.args = (f"{file}: {self.args[0]}",)
+        return named
+
 
 class FtraceStateError(DynftraceError):
     """A change that the present state does not allow; nothing was changed."""

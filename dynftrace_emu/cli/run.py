@@ -13,13 +13,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dynftrace_emu.cli.options import TracingType, image_argument, json_option, variant_option
-from dynftrace_emu.errors import DynftraceError, GuestFault, OptionError, StopMachineTimeout
+from dynftrace_emu.errors import (
+    ControlFileError,
+    DynftraceError,
+    GuestFault,
+    OptionError,
+    StopMachineTimeout,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from dynftrace_emu.ftrace.options import RunOptions
     from dynftrace_emu.ftrace.run import Run
+    from dynftrace_emu.tracefs.controls import Controls
 
 __all__ = ["run"]
 
@@ -30,7 +37,9 @@ _PAGE = 145  # records in a page; the model checks that this is ENTRIES_PER_PAGE
 @click.command(
     epilog="\b\nExamples:\n  dynftrace-emu run\n"
     "  dynftrace-emu run --engine deterministic --seed 7 --iterations 200 --tracing 1:3 --json\n"
-    "  dynftrace-emu run --watch vfs_read"
+    "  dynftrace-emu run --watch vfs_read\n"
+    "  dynftrace-emu run --set current_tracer=function_graph --set 'set_ftrace_filter=vfs_*' "
+    "--show trace"
 )
 @image_argument()
 @click.option(
@@ -94,6 +103,26 @@ _PAGE = 145  # records in a page; the model checks that this is ENTRIES_PER_PAGE
 @click.option("--workload", help="What the vCPUs do: default, leaf, compute, shared.")
 @json_option("Print one JSON document, and nothing else, on stdout.")
 @click.option("-v", "--verbose", is_flag=True, help="Show the guest's own messages, on stderr.")
+@click.option(
+    "--discover",
+    type=click.Choice(["runtime", "scan"]),
+    help="Learn of call sites as they run, or of all at boot. [default: runtime; scan where --set "
+    "names functions]",
+)
+@click.option(
+    "--set",
+    "set",
+    multiple=True,
+    metavar="FILE=VALUE",
+    help="Write VALUE to a control file before the run; FILE+=VALUE appends, mkdir=instances/X "
+    "makes an instance.",
+)
+@click.option(
+    "--at", multiple=True, metavar="T:FILE=VALUE", help="The same, T seconds into the run."
+)
+@click.option(
+    "--show", multiple=True, metavar="FILE", help="Print a control file at the end, as trace."
+)
 @click.option("--watch", metavar="FUNC", help="Tell the life of FUNC's call site as a timeline.")
 @click.option(
     "--repro",
@@ -150,10 +179,12 @@ def _execute(
     from dynftrace_emu.cli.live import TickView
     from dynftrace_emu.ftrace.run import Run
     from dynftrace_emu.ftrace.watch import Watch
+    from dynftrace_emu.tracefs.controls import Controls
 
     with ExitStack() as stack:
         view = None if as_json else stack.enter_context(TickView(options.vcpus))
         traced = Run(options, on_tick=view.show if view else None)
+        controls = Controls(traced)
         if digest is not None and digest != traced.image.sha256:
             click.echo("warning: the image differs from the one that failed", err=True)
         if traced.note:
@@ -168,7 +199,7 @@ def _execute(
     if watcher is not None:
         for line in watcher.lines():
             click.echo(line, err=as_json)
-    return _finish(traced, failure, interrupted.is_set(), as_json=as_json)
+    return _finish(traced, controls, failure, interrupted.is_set(), as_json=as_json)
 
 
 def _print_console(vcpu: int, line: str) -> None:
@@ -202,7 +233,12 @@ def _interruptible(traced: Run) -> Iterator[threading.Event]:
 
 
 def _finish(
-    traced: Run, failure: DynftraceError | None, interrupted: bool, *, as_json: bool
+    traced: Run,
+    controls: Controls,
+    failure: DynftraceError | None,
+    interrupted: bool,
+    *,
+    as_json: bool,
 ) -> int:
     """Show what was reached, then what went wrong, if something did."""
     from dynftrace_emu.cli.summary import summary
@@ -211,11 +247,17 @@ def _finish(
     result = document(traced)
     if failure is not None:
         result["error"] = str(_named(traced, failure))
+    shown = controls.shown()
     if as_json:
+        if shown:
+            result["show"] = shown
         click.echo(json.dumps(result, indent=2))
     else:
         click.echo("\n".join(summary(traced, result)))
+        _show(shown)
     sys.stdout.flush()
+    if isinstance(failure, ControlFileError):
+        raise failure  # a write was refused: no fault of the guest's
     if failure is not None:
         _report(traced, failure)
         return failure.exit_code
@@ -223,6 +265,13 @@ def _finish(
         _report_violations(traced, violations)
         return 1
     return INTERRUPTED if interrupted else 0
+
+
+def _show(shown: dict[str, str]) -> None:
+    """Control files as they are; a line tells them apart where there are several."""
+    for path, text in shown.items():
+        click.echo(f"\n==> {path} <==" if len(shown) > 1 else "")
+        click.echo(text, nl=False)
 
 
 def _named(traced: Run, failure: DynftraceError) -> str:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dynftrace_emu.export.text_batch import Row
     from dynftrace_emu.export.text_fields import TextStyle
 
-__all__ = ["GraphText"]
+__all__ = ["GraphText", "graph_duration"]
 
 _RULE = " ------------------------------------------"
 _INDENT = "  "
@@ -153,10 +153,10 @@ class GraphText:
         if duration is None:
             return _NO_DURATION
         mark = find_mark(duration) if self._overhead else " "
-        return f"{mark} {_microseconds(duration)}|  "
+        return f"{mark} {graph_duration(duration)}|  "
 
 
-def _microseconds(duration: int) -> str:
+def graph_duration(duration: int) -> str:
     """Seven digits at most, if there is a point among them (``trace_print_graph_duration``)."""
     usecs, ns = divmod(duration, 1000)
     number = f"{usecs}"

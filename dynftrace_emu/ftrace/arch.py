@@ -52,7 +52,9 @@ class FtraceArch:
         self.disabled = disabled
         self.records = RecordPages(kernel)
         self.patcher = Patcher(kernel, protocol)
-        self._states = np.zeros(0, dtype=np.uint8)  # SiteState of each record
+        # Of each record: its SiteState, and whether it has ever been TRACED.
+        self._states = np.zeros(0, dtype=np.uint8)
+        self._touched = np.zeros(0, dtype=np.bool_)
 
     def shutdown_arch_init(self, boot_records: int) -> None:
         """``ftrace_shutdown_arch_init``: the large batch at boot (S3), in whole pages.
@@ -106,11 +108,20 @@ class FtraceArch:
             grown = np.zeros(max(2 * len(self._states), used), dtype=np.uint8)
             grown[: len(self._states)] = self._states
             self._states = grown
+            self._touched = np.concatenate(
+                [self._touched, np.zeros(len(grown) - len(self._touched), dtype=np.bool_)]
+            )
         return self._states[start:used]
+
+    def touched(self) -> NDArray[np.uint64]:
+        """The sites that have ever called the tracers."""
+        self.states()  # sees to it that there is a row for each record
+        return self.sites()[self._touched[: self.records.used]]
 
     def changing(self, start: int, wanted: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Which of the records from ``start`` on are not in the state they should be in."""
-        return (self.states(start) != _targets(wanted)) & ~self.records.failed(start)
+        mask: NDArray[np.bool_] = self.states(start) != _targets(wanted)
+        return mask & ~self.records.failed(start)
 
     def _none(self, start: int) -> NDArray[np.bool_]:
         return np.zeros(self.records.used - start, dtype=np.bool_)
@@ -133,6 +144,7 @@ class FtraceArch:
         self.records.mark_failed(start + order[outcome.failed])
         done = order[~outcome.failed]
         states[done] = targets[done]
+        self._touched[start + done] |= targets[done] == SiteState.TRACED
         masks = np.zeros((3, len(sites)), dtype=bool)
         masks[1] = ~changing & ~self.records.failed(start)
         masks[:, order] = outcome.patched, outcome.already, outcome.failed

@@ -36,6 +36,7 @@ def document(run: Run) -> dict[str, Any]:
         "vcpus": options.vcpus,
         "seconds": _seconds(run),
         "site": options.site,
+        "discover": options.discover,
         "functions": len(run.image.functions),
         "call_sites": len(run.image.call_sites),
         "notrace": len(run.image.notrace),
@@ -79,9 +80,10 @@ def _records(run: Run) -> dict[str, Any]:
 
 
 def site_counts(run: Run) -> dict[str, int]:
-    """Call sites by the bytes they hold now; ``never_recorded`` and ``traced`` are part of ``call``.
+    """Call sites by the bytes they hold now.
 
-    ``traced``: the call leads to the tracers. ``failed``: marked so, or neither call nor jump nor nop.
+    ``never_recorded`` and ``traced`` (calls that lead to the tracers) are part of ``call``;
+    ``failed`` is what is marked so, or is neither call nor jump nor nop.
     """
     sites, mcount = run.image.call_sites, run.image.mcount or 0
     if not len(sites):

@@ -51,6 +51,8 @@ __all__ = ["DynamicFtrace", "Pass"]
 
 T = TypeVar("T")
 
+_MARKS = 1 << TraceBit.GRAPH_FUNCTION | 1 << TraceBit.GRAPH_NOTRACE
+
 
 @dataclass(frozen=True, slots=True)
 class Pass:
@@ -258,6 +260,13 @@ class DynamicFtrace:
                 return
             self._ftrace_enabled = enabled
             self._update(lambda: self._set_recording(enabled))
+
+    def listening(self) -> list[tuple[int, int]]:
+        """Each recorded site, ascending, and how many listen to it."""
+        sites = np.sort(self.arch.sites()[~self.arch.records.failed()])
+        bits = self._wanted.bits(sites) & ~np.uint32(_MARKS)
+        counts = np.unpackbits(bits.view(np.uint8).reshape(-1, 4), axis=1).sum(axis=1)
+        return list(zip(sites.tolist(), counts.tolist(), strict=True))
 
     def stop(self, fn: Callable[[], T]) -> T:
         """Run ``fn`` while the machine is stopped and no vCPU stands in a tracer.

@@ -126,7 +126,8 @@ def _payload(kind: int, data: NDArray[np.uint32]) -> object:
         found = np.frombuffer(callers[: len(callers) // 8 * 8], "<u8").tolist()
         return tuple(found[: found.index(_ULONG_MAX)] if _ULONG_MAX in found else found)
     if kind == EventId.PRINT:
-        return data[_PRINT_TEXT:].tobytes().split(b"\0", 1)[0].decode("utf-8", "replace")
+        text = data[_PRINT_TEXT:].tobytes().split(b"\0", 1)[0].decode("utf-8", "replace")
+        return text.removesuffix("\n")
     return data[_RAW_ID:].tobytes()
 
 

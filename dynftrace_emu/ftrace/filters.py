@@ -13,7 +13,6 @@ import numpy as np
 
 from dynftrace_emu.errors import ControlFileError
 from dynftrace_emu.ftrace.glob import glob_match
-from dynftrace_emu.ftrace.ops import site_array
 from dynftrace_emu.ftrace.probes import UNLIMITED, FunctionProbe
 from dynftrace_emu.kernel.structs import ProbeKind
 
@@ -119,9 +118,7 @@ def _command(array: TraceArray, probes: list[FunctionProbe], word: str) -> list[
     kind = _COMMANDS.get(command)
     if kind is None:
         known = ", ".join(_COMMANDS)
-        raise ControlFileError(
-            errno.EINVAL, f"{word!r}: no command {command!r}; there are {known}"
-        )
+        raise ControlFileError(errno.EINVAL, f"{word!r}: no command {command!r}; there are {known}")
     if pattern.startswith("!"):
         return _remove(array, probes, pattern[1:], kind)
     count = _count(word, kind, rest)
@@ -147,5 +144,3 @@ def _count(word: str, kind: ProbeKind, rest: list[str]) -> int:
     if len(rest) > 1 or not (rest[0].isdigit() or rest[0] == "unlimited"):
         raise ControlFileError(errno.EINVAL, f"{word!r}: the count is a number, or left out")
     return UNLIMITED if rest[0] == "unlimited" else min(int(rest[0]), UNLIMITED)
-
-

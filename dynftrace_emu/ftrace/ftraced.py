@@ -58,7 +58,7 @@ class Ftraced:
     ) -> None:
         self._kernel, self._ftrace, self._period = kernel, ftrace, period
         self._on_tick = on_tick
-        self._last = _Counts(0, 0, 0, 0)
+        self._last = self._count()  # sites that are known at boot were not found by any tick
         self.ticks: list[Tick] = []
 
     def body(self) -> Kthread:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -17,9 +18,10 @@ from dynftrace_emu.machine.machine import MAX_VCPUS
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["DEFAULT_SECONDS", "EngineName", "RunOptions"]
+__all__ = ["DEFAULT_SECONDS", "DISCOVER", "EngineName", "RunOptions"]
 
 DEFAULT_SECONDS = 5.0
+DISCOVER = ("runtime", "scan")
 _MAX_BOOT_RECORDS = 1_000_000
 
 
@@ -35,7 +37,9 @@ class RunOptions:
     """The options of ``dynftrace-emu run``, by the same names. Times are in seconds.
 
     ``engine`` None: threaded where the image has safepoints, else deterministic. ``seconds`` None:
-    no limit. ``workload`` None: ``default``, if the image has workloads.
+    no limit. ``workload`` None: ``default``, if the image has workloads. ``discover`` None:
+    ``runtime``, or ``scan`` where ``set`` chooses functions before any has run. ``set`` and ``at``
+    are writes to control files (:mod:`.tracefs.commands`), ``show`` names files.
     """
 
     image: str = "mini-kernel"
@@ -53,6 +57,10 @@ class RunOptions:
     nmi_rate: float = 0.0
     park: Park | None = None
     virtual_hz: int | None = None
+    discover: str | None = None
+    set: tuple[str, ...] = ()
+    at: tuple[str, ...] = ()
+    show: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what cannot be.
@@ -74,10 +82,14 @@ class RunOptions:
                 right = isinstance(value, allowed) and not isinstance(value, bool)
                 _require(right, f"{name} must be {what}, not {value!r}")
         _require("\0" not in self.image, "the image's name holds a NUL")
+        for text in (*self.set, *self.at, *self.show):
+            _require(isinstance(text, str), f"set, at and show are lists of texts, not {text!r}")
 
     def _check_names(self) -> None:
         _one_of("--variant", self.variant, VARIANTS)
         _one_of("--site", self.site, DISABLED)
+        if self.discover is not None:
+            _one_of("--discover", self.discover, DISCOVER)
 
     def _check_numbers(self) -> None:
         _require(1 <= self.vcpus <= MAX_VCPUS, f"--vcpus {self.vcpus}: 1 to {MAX_VCPUS} allowed")
@@ -151,15 +163,27 @@ class RunOptions:
             if values.get("tracing"):
                 begin, end = values["tracing"]
                 values["tracing"] = (float(begin), None if end is None else float(end))
+            for name in ("set", "at", "show"):
+                values[name] = tuple(values.get(name, ()))
             return cls(**values)
         except (TypeError, ValueError, KeyError) as error:
             raise OptionError(f"the options in the file cannot be used: {error}") from None
 
+    @property
+    def chooses_functions(self) -> bool:
+        """Whether ``set`` names functions, before any of them has run."""
+        return any(_CHOOSES.match(text) for text in self.set)
 
+
+# A non-empty value for one of the files that choose functions by name, also of an instance.
+_CHOOSES = re.compile(
+    r"(.*/)?(set_ftrace_(filter|notrace)|set_graph_(function|notrace)|stack_trace_filter)\+?=\s*\S"
+)
 _NOTHING = type(None)
 _TYPES: tuple[tuple[tuple[str, ...], tuple[type, ...], str], ...] = (
     (("image", "variant", "site"), (str,), "text"),
-    (("workload",), (str, _NOTHING), "text"),
+    (("workload", "discover"), (str, _NOTHING), "text"),
+    (("set", "at", "show"), (tuple,), "a list of texts"),
     (("seed", "vcpus", "boot_records"), (int,), "a whole number"),
     (("iterations", "virtual_hz"), (int, _NOTHING), "a whole number"),
     (("period", "nmi_rate"), (int, float), "a number"),

@@ -58,7 +58,9 @@ class ProbeTable:
         act: Callable[[FunctionProbe, VCpu], None],
     ) -> None:
         self._memory, self._pool, self._act = kernel.machine.memory, pool, act
-        self._heads = self._memory.view(kernel.image.address("ftrace_probes"), "<u8", PROBE_HASHSIZE)
+        self._heads = self._memory.view(
+            kernel.image.address("ftrace_probes"), "<u8", PROBE_HASHSIZE
+        )
         self._at: dict[int, FunctionProbe] = {}
         self._block: tuple[int, int] | None = None
         for vcpu in kernel.machine.vcpus:

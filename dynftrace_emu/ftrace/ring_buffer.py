@@ -70,7 +70,9 @@ class RingBufferCpu:
         self._table = memory.view(self.address + RB.size, RB_PAGE.dtype, nr_pages)
         raw = memory.view(self.base, "u1", nr_pages * PAGE_SIZE)
         self._raw: NDArray[np.uint8] = raw.reshape(nr_pages, PAGE_SIZE)
-        self._commits: NDArray[np.uint64] = self._raw.view("<u8")[:, BUFFER_PAGE.offset("commit") // 8]
+        self._commits: NDArray[np.uint64] = self._raw.view("<u8")[
+            :, BUFFER_PAGE.offset("commit") // 8
+        ]
         self._rb["page"], self._rb["base"] = self.base, self.base
         self._rb["end"] = self.base + nr_pages * PAGE_SIZE
         self._rb["nr_pages"], self._rb["table"] = nr_pages, self.address + RB.size
@@ -185,7 +187,8 @@ class RingBufferCpu:
 
     def _first_page(self, newest: int) -> int:
         """The page to begin at, by what the table says: of those in memory, the last whose first
-        event is not behind ``_next``."""
+        event is not behind ``_next``.
+        """
         if newest == 0:
             return 0
         numbers = np.arange(max(0, newest - self.nr_pages + 1), newest + 1, dtype=np.int64)
@@ -314,7 +317,9 @@ class RingBuffer:
 
 def merge(parts: list[tuple[Events, int]]) -> tuple[Events, dict[int, int]]:
     """Events of several CPUs in time order; where times are equal, in the order of the CPUs."""
-    tables, payloads, lost = [np.zeros(0, dtype=EVENT)], [], {}
+    tables = [np.zeros(0, dtype=EVENT)]
+    payloads: list[object] = []
+    lost: dict[int, int] = {}
     for events, count in parts:
         table = events.table
         if payloads and len(events.payloads):

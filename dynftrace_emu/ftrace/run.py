@@ -60,7 +60,8 @@ class Run:
         )
         self.machine = self.kernel.machine
         self.ftrace: DynamicFtrace | StaticFtrace | None = self._make_ftrace()
-        self.tracing = Tracing(self.kernel, self.ftrace) if self.ftrace is not None else None
+        self.tracing = Tracing(self.kernel, self.ftrace)
+        self.has_controls = False
         self.switches: list[TracingSwitched] = []
         self.observe(self._keep_switch)
         self.daemon = Ftraced(self.kernel, self.dynamic, self.options.period, on_tick)
@@ -84,6 +85,8 @@ class Run:
 
         :raises DynftraceError: the guest, or a stop, failed; what was reached can still be read.
         """
+        if (self.options.set or self.options.at or self.options.show) and not self.has_controls:
+            raise OptionError("set, at and show need tracefs: make Controls(run) first")
         self.ended = self.machine.run(self.options.seconds)
         return self.ended
 
@@ -114,7 +117,7 @@ class Run:
         )
 
     def _make_ftrace(self) -> DynamicFtrace | StaticFtrace | None:
-        if self.image.mcount is None:
+        if self.image.mcount is None or self.options.variant == "none":
             return None
         if self.options.variant != "dynamic":
             return StaticFtrace(self.kernel)
@@ -122,10 +125,10 @@ class Run:
             self.kernel,
             disabled=DISABLED[self.options.site],
             boot_records=self.options.boot_records,
+            scan=self.options.discover == "scan",
         )
 
     def _tracing(self, begin: float, end: float | None) -> Kthread:
-        assert self.tracing is not None
         if begin > 0:
             yield begin
         self.tracing.set_tracer(self.tracing.global_array, "function")
@@ -145,6 +148,25 @@ def _resolve(options: RunOptions, image: KernelImage) -> tuple[RunOptions, str]:
     """
     if options.tracing is not None and image.mcount is None:
         raise OptionError(f"--tracing: {image.name} has no mcount")
+    options, note = _resolve_discover(options)
+    options, engine_note = _resolve_engine(options, image)
+    return options, "; ".join(filter(None, (note, engine_note)))
+
+
+def _resolve_discover(options: RunOptions) -> tuple[RunOptions, str]:
+    if options.variant != "dynamic":
+        if options.discover is not None:
+            raise OptionError("--discover: only the variant dynamic has call sites to find")
+        return options, ""
+    if options.discover is not None:
+        return options, ""
+    if options.chooses_functions:
+        note = "--set names functions before any has run: using --discover scan"
+        return replace(options, discover="scan"), note
+    return replace(options, discover="runtime"), ""
+
+
+def _resolve_engine(options: RunOptions, image: KernelImage) -> tuple[RunOptions, str]:
     if options.engine is EngineName.DETERMINISTIC:
         return options, ""
     why_not = _why_not_threaded(options, image)

@@ -23,8 +23,15 @@ from dynftrace_emu.ftrace.page_pool import PagePool
 from dynftrace_emu.ftrace.probes import FunctionProbe, ProbeTable
 from dynftrace_emu.ftrace.profile import FunctionProfile
 from dynftrace_emu.ftrace.stack_tracer import StackTracer
-from dynftrace_emu.ftrace.trace_array import TraceArray
-from dynftrace_emu.kernel.structs import PAGE_SIZE, PID_MAX, TRACE_BITS, ProbeKind, TraceBit
+from dynftrace_emu.ftrace.trace_array import CLOCKS, TraceArray
+from dynftrace_emu.kernel.structs import (
+    PAGE_SIZE,
+    PID_MAX,
+    TRACE_BITS,
+    EventId,
+    ProbeKind,
+    TraceBit,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -84,15 +91,16 @@ class Tracing:
         self.nr_cpus = len(kernel.machine.vcpus)
         self.lock = threading.RLock()
         self.pool = PagePool(self.memory, "ring buffers, and what else tracers keep")
-        self.counter_address = kernel.image.address("trace_counter")
+        traceable = ftrace is not None
+        self.counter_address = kernel.image.address("trace_counter") if traceable else 0
         self._on_lock = threading.Lock()  # a leaf: guards the guest's word of who is on
         self.graph = GraphSettings(kernel)
         self.ret_stacks = RetStacks(kernel, self.pool)
         self.profile = FunctionProfile(kernel, self.pool)
         self.stack_tracer = StackTracer(kernel)
-        self._probe_table = ProbeTable(kernel, self.pool, self._act)
+        self._probe_table = ProbeTable(kernel, self.pool, self._act) if traceable else None
         self._pid_table: NDArray[np.uint32] | None = None
-        self.thresh_us = 0
+        self.saved_cmdlines_size = 128
         self.instances: dict[str, TraceArray] = {}
         self.global_array = TraceArray(self, "", TraceBit.FUNCTION)
         self.on_dump: Callable[[TraceArray, int | None], None] = lambda _array, _cpu: None
@@ -125,11 +133,33 @@ class Tracing:
 
     def comms(self) -> dict[int, str]:
         """The name of each task, by pid."""
-        return {
-            task.pid: task.comm
-            for cpu in range(self.nr_cpus)
-            for task in self.kernel.tasks(cpu)
+        comms = {
+            task.pid: task.comm for cpu in range(self.nr_cpus) for task in self.kernel.tasks(cpu)
         }
+        return dict(list(comms.items())[-self.saved_cmdlines_size :])
+
+    @property
+    def clocks(self) -> tuple[str, ...]:
+        """The trace clocks. Only where CPUs take turns can they share a counter."""
+        return CLOCKS if self.kernel.machine.engine.name == "deterministic" else ("local",)
+
+    def now(self, array: TraceArray, cpu: int) -> int:
+        """The time by an array's clock, on a CPU."""
+        if array.clock == "counter":
+            return self.memory.read_u64(self.counter_address)
+        machine = self.kernel.machine
+        return round(machine.engine.vcpu_time(machine.vcpus[cpu]) * 1e9)
+
+    def mark(self, array: TraceArray, event: EventId, body: bytes) -> None:
+        """Write an event of a user's into CPU 0's buffer, while that CPU stands."""
+
+        def write() -> None:
+            if array.clock == "counter":
+                count = self.memory.read_u64(self.counter_address) + 1
+                self.memory.write_u64(self.counter_address, count)
+            array.buffer.cpus[0].write(int(event), body, self.now(array, 0))
+
+        self.stop(write)
 
     def option(self, array: TraceArray, name: str) -> bool:
         """Whether an option is on for a trace array."""
@@ -162,7 +192,7 @@ class Tracing:
         if probes:
             sites = site_array(probe.site for probe in probes)
             hashes[TraceBit.PROBE] = OpsHash(filter=sites, only=True)
-        marks = {
+        marks: dict[int, tuple[int, NDArray[np.uint64]]] = {
             TraceBit.GRAPH_FUNCTION: (int(TraceBit.GRAPH), self.graph.functions),
             TraceBit.GRAPH_NOTRACE: (int(TraceBit.GRAPH), self.graph.notrace),
         }
@@ -200,7 +230,8 @@ class Tracing:
             return
 
         def in_stop() -> None:
-            self._probe_table.set(self._probes())
+            if self._probe_table is not None:
+                self._probe_table.set(self._probes())
             self.graph.write()
             commit()
 
@@ -248,7 +279,7 @@ class Tracing:
 
     def probe_count(self, probe: FunctionProbe) -> int:
         """How often a trigger may still act."""
-        return self._probe_table.count(probe)
+        return probe.count if self._probe_table is None else self._probe_table.count(probe)
 
     def _act(self, probe: FunctionProbe, vcpu: VCpu) -> None:
         """A trigger came true, in this vCPU's thread."""
@@ -264,6 +295,8 @@ class Tracing:
 
     def note_on(self, mask: int, on: bool) -> None:
         """Tell guest code, whose triggers look at it, whether an array is on."""
+        if self.ftrace is None:
+            return
         with self._on_lock:
             bits = self.kernel.read("ftrace_tracing_on")
             self.kernel.write("ftrace_tracing_on", bits | mask if on else bits & ~mask)
@@ -272,6 +305,8 @@ class Tracing:
 
     def write_pids(self) -> None:
         """Tell guest code which tasks who ignores."""
+        if self.ftrace is None:
+            return
         filtered = [array for array in self.arrays() if array.pid_filter]
         if not filtered:
             self.kernel.write("ftrace_pid_ignored", 0)

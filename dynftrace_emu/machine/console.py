@@ -32,6 +32,11 @@ class DebugConsole:
                 return
             self._finish(vcpu)
 
+    def line(self, vcpu: int, text: str) -> None:
+        """Take a whole line, which no character of a vCPU comes between."""
+        with self._lock:
+            self._hand_out(vcpu, text)
+
     def flush(self) -> None:
         """Hand out what has no newline yet."""
         with self._lock:
@@ -41,6 +46,9 @@ class DebugConsole:
     def _finish(self, vcpu: int) -> None:
         line = self._partial[vcpu].decode("utf-8", "replace")
         self._partial[vcpu].clear()
+        self._hand_out(vcpu, line)
+
+    def _hand_out(self, vcpu: int, line: str) -> None:
         self.lines.append((vcpu, line))
         if self.on_line is not None:
             self.on_line(vcpu, line)

@@ -200,6 +200,8 @@ class Machine:
         if self._stopper == threading.get_ident():
             raise MachineBusyError("stop_machine was called by the thread that has stopped it")
         with self._stop_lock, self._stopping():
+            if not any(vcpu.has_run for vcpu in self.vcpus):
+                return self._run_stopped(fn)  # before the first instruction: nobody is to be parked
             deadline = self.now() + STOP_LIMIT_S
             tries = 1
             while True:

@@ -127,8 +127,8 @@ class ThreadedEngine(Engine):
 
     def run(self, seconds: float | None) -> RunEnd:
         self._end, self._error, self._finishing = None, None, False
-        self._set_clocks()
-        deadline = None if seconds is None else self._started + seconds
+        started = self._set_clocks()
+        deadline = None if seconds is None else started + seconds
         self._start()
         try:
             end = self._wait_for_end(deadline)
@@ -142,13 +142,14 @@ class ThreadedEngine(Engine):
             raise self._error
         return end
 
-    def _set_clocks(self) -> None:
+    def _set_clocks(self) -> float:
         """The guest's clock and ours go on from the same moment, at the same rate."""
         mul = self._tsc.ns_per_count()
         now = self._tsc.sample()
         self._started = now.seconds
         for slot in self._slots:
             self.set_pvclock(slot.vcpu, 0, now.count, mul, int(self._elapsed * 1e9))
+        return now.seconds
 
     def _start(self) -> None:
         with self._cond:

@@ -102,9 +102,8 @@ def _instruction_counter_offset() -> int:
     uc.mem_write(16, b"\xeb\xfe")  # jmp .
     libc = ctypes.CDLL(None)
     libc.malloc_usable_size.restype = ctypes.c_size_t
-    handle = ctypes.c_void_p(uc._uch.value)
-    words = libc.malloc_usable_size(handle) // 8
-    state = np.ctypeslib.as_array((ctypes.c_uint64 * words).from_address(uc._uch.value))
+    words = libc.malloc_usable_size(ctypes.c_void_p(_handle(uc))) // 8
+    state = np.ctypeslib.as_array((ctypes.c_uint64 * words).from_address(_handle(uc)))
     places = np.arange(words)
     for count in (1001, 777, 31):
         uc.emu_start(16, 0, count=count)
@@ -112,6 +111,12 @@ def _instruction_counter_offset() -> int:
     if len(places) != 1:
         raise DynftraceError(f"unicorn {unicorn.__version__}: it does not count as expected")
     return int(places[0]) * 8
+
+
+def _handle(uc: unicorn.Uc) -> int:
+    """Where the engine's own state lies."""
+    assert uc._uch is not None
+    return int(uc._uch.value or 0)
 
 
 def read_tsc() -> int:
@@ -202,13 +207,14 @@ class VCpu:
         self._iret_at: int | None = None
         self._stop_at_iret = False
         self._began_at: int | None = None
+        self.has_run = False
         self.executed = 0
         """Instructions begun in the last run that had a budget."""
         try:
             self._uc = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
             self._uc.mem_map_ptr(0, memory.size, unicorn.UC_PROT_ALL, memory.host_address)
             # The count of instructions appears as a page of its own, behind the RAM.
-            counter = self._uc._uch.value + _instruction_counter_offset()
+            counter = _handle(self._uc) + _instruction_counter_offset()
             self._uc.mem_map_ptr(memory.size, PAGE_SIZE, unicorn.UC_PROT_READ, counter)
             self._counter = ctypes.c_uint64.from_address(counter)
         except unicorn.UcError as error:
@@ -286,6 +292,7 @@ class VCpu:
             changing over drops every translated block.
         :param stop_at_iret: come back in front of the next watched ``iret``.
         """
+        self.has_run = True
         self._exit = None
         self._halt_at = None
         self._stop_at_iret = stop_at_iret

@@ -5,16 +5,31 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from dynftrace_emu.ftrace.document import document
 
 if TYPE_CHECKING:
     from dynftrace_emu.ftrace.run import Run
 
 NOP5 = bytes.fromhex("0f1f440000")
+KNOWN = 1 << 7  # in a word of the site map: somebody has dealt with the site
 
 
 def call_bytes(run: Run, site: int) -> bytes:
+    """The call as the assembler should have made it: to mcount."""
     return b"\xe8" + struct.pack("<i", run.image.mcount - site - 5)
+
+
+def traced_bytes(run: Run, site: int) -> bytes:
+    """The call of a site that some tracer wants."""
+    return b"\xe8" + struct.pack("<i", run.image.address("ftrace_caller") - site - 5)
+
+
+def map_word(run: Run, site: int) -> int:
+    """The site's word of the map, from where guest code looks for it."""
+    address = (run.kernel.read("ftrace_map_bias") + (site & ~3)) % (1 << 64)
+    return struct.unpack("<I", run.machine.memory.read(address, 4))[0]
 
 
 def check_invariants(run: Run) -> None:
@@ -37,7 +52,9 @@ def check_sums(result: dict) -> None:
     of_kinds = sites["call"] + sites["jmp"] + sites["nop"] + sites["failed"]
     assert of_kinds == result["call_sites"]
     assert result["call_sites"] + result["notrace"] == result["functions"]
-    assert sites["never_recorded"] <= sites["call"]
+    assert sites["never_recorded"] + sites["traced"] <= sites["call"]
+    is_on = bool(result["tracing"]) and result["tracing"][-1]["enabled"]
+    assert is_on or sites["traced"] == 0
     if result["variant"] == "dynamic":
         assert result["call_sites"] == sites["never_recorded"] + records["used"]
     assert sites["jmp" if result["site"] == "nop" else "nop"] == 0
@@ -50,16 +67,19 @@ def check_sums(result: dict) -> None:
     assert sum(tick["iterations"] for tick in ticks) <= sum(result["workload"]["iterations"])
     assert [tick["t"] for tick in ticks] == sorted(tick["t"] for tick in ticks)
     stopped = sum(1 for tick in ticks if tick["stop_us"] is not None)
-    dynamic_switches = len(result["tracing"]) * (result["variant"] == "dynamic")
-    assert result["stops"]["count"] == stopped + dynamic_switches
+    assert result["stops"]["count"] == stopped + len(result["tracing"])
     for tick in ticks:
         assert (tick["patched"] > 0) <= (tick["stop_us"] is not None)
 
 
 def check_text(run: Run, result: dict) -> None:
-    """Each site holds a call to mcount, or what stands for it; nothing else of the text changed."""
+    """Each site reads as it is known to be; nothing else of the text changed.
+
+    A site that nobody has dealt with calls mcount. One that somebody has calls ``ftrace_caller`` if
+    the map says that some tracer wants it, and is disabled if nobody does.
+    """
     recorded = set() if run.dynamic is None else set(run.dynamic.arch.sites().tolist())
-    counts = {"call": 0, "jmp": 0, "nop": 0}
+    counts = {"call": 0, "jmp": 0, "nop": 0, "traced": 0}
     for segment in run.image.segments:
         if not segment.executable:
             continue
@@ -69,10 +89,31 @@ def check_text(run: Run, result: dict) -> None:
             if not 0 <= at < len(now):
                 continue
             call = call_bytes(run, site)
-            kinds = {call: "call", b"\xeb\x03" + call[2:]: "jmp", NOP5: "nop"}
+            kinds = {
+                call: "call",
+                b"\xeb\x03" + call[2:]: "jmp",
+                NOP5: "nop",
+                traced_bytes(run, site): "traced",
+            }
             kind = kinds[bytes(now[at : at + 5])]
             counts[kind] += 1
+            word = map_word(run, site)
+            assert (kind == "traced") == bool(word & ~KNOWN), f"{site:#x}: {kind}, {word:#x}"
+            assert (kind != "call") == bool(word & KNOWN), f"{site:#x}: {kind}, {word:#x}"
             assert kind == "call" or site in recorded
             now[at : at + 5] = call
         assert now == segment.data
+    counts["call"] += counts["traced"]  # both are calls
     assert counts == {kind: result["sites"][kind] for kind in counts}
+    check_map(run)
+
+
+def check_map(run: Run) -> None:
+    """The map has a word for each site that is known, and nothing else."""
+    if run.ftrace is None:
+        return
+    region = run.machine.memory.region("ftrace map")
+    words = np.frombuffer(run.machine.memory.read(region.address, region.size), "<u4")
+    sites = run.image.call_sites.tolist()
+    known = sum(1 for site in sites if map_word(run, site))
+    assert np.count_nonzero(words) == known
