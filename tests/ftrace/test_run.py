@@ -7,17 +7,20 @@ every option meets several seeds. vCPU n must come to the same checksum in all o
 from __future__ import annotations
 
 import json
+from collections import Counter
 from functools import cache
 
+import capstone
 import pytest
 
 from dynftrace_emu.ftrace.document import document
+from dynftrace_emu.ftrace.events import SiteRecorded
 from dynftrace_emu.ftrace.options import EngineName, RunOptions
 from dynftrace_emu.ftrace.run import Run
 from dynftrace_emu.machine.engine import Park
 from dynftrace_emu.machine.vcpu import Reg, VCpu
 from tests.ftrace.conftest import assembled
-from tests.ftrace.invariants import check_invariants
+from tests.ftrace.invariants import check_invariants, map_word
 
 ITERATIONS = 200
 TRACING = {"tracing": (1.0, 3.0)}
@@ -52,6 +55,30 @@ RUNS = [
 WIDE_RUNS = [(18, NONE), (19, TRACING | ANYWHERE)]
 
 
+FRAME_RET = 0x48  # where ftrace_caller has its return address, from its stack pointer
+
+
+def is_on(run: Run) -> bool:
+    """Whether somebody listens, by the word that the stop has changed together with the text."""
+    return run.kernel.read("ftrace_unknown_ops") != 0
+
+
+def mcount_asks(run: Run) -> int:
+    """The instruction of mcount that looks whether a tracer wants unknown sites."""
+    mcount = run.image.symbols["mcount"]
+    code = run.machine.memory.read(mcount.address, mcount.size)
+    word = run.image.address("ftrace_unknown_ops")
+    decoder = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
+    [found] = [
+        insn.address
+        for insn in decoder.disasm(code, mcount.address)
+        if insn.mnemonic == "cmp"
+        and insn.bytes[:3] == b"\x48\x83\x3d"  # rip-relative, an 8-bit immediate behind
+        and insn.address + insn.size + int.from_bytes(insn.bytes[3:7], "little", signed=True) == word
+    ]
+    return found
+
+
 def run_document(seed: int, vcpus: int, options: dict, iterations: int = ITERATIONS) -> dict:
     chosen = RunOptions(
         engine=EngineName.DETERMINISTIC,
@@ -77,16 +104,34 @@ def check_it_happened(result: dict, options: dict) -> None:
     assert result["seconds"] >= 5
     if result["variant"] == "dynamic":
         assert result["sites"][result["site"]] > 300
-        assert sum(tick["patched"] for tick in result["ticks"]) > 300
+        check_who_dealt_with_the_sites(result)
     if "tracing" in options:
         assert [switch["enabled"] for switch in result["tracing"]] == [True, False]
         assert [switch["t"] for switch in result["tracing"]] == [1.0, 3.0]
         assert result["traced_calls"] > 10_000
-        if result["variant"] == "dynamic":
-            assert all(switch["sites"] > 100 for switch in result["tracing"])
     else:
         assert (result["tracing"], result["traced_calls"]) == ([], 0)
     assert (result["nmis"] > 2000) == ("nmi_rate" in options)
+
+
+def check_who_dealt_with_the_sites(result: dict) -> None:
+    """Each recorded site is dealt with once by a pass or by a switch, and changed by each switch.
+
+    Passes go on while tracing is on: they make calls to ``ftrace_caller`` of what they find.
+    """
+    patched = [(tick["t"], tick["patched"]) for tick in result["ticks"]]
+    disabled = result["sites"][result["site"]]
+    if not result["tracing"]:
+        assert disabled == sum(count for _, count in patched)
+        return
+    on, off = result["tracing"]
+    before = sum(count for t, count in patched if t <= on["t"])
+    meanwhile = sum(count for t, count in patched if on["t"] < t <= off["t"])
+    after = sum(count for t, count in patched if off["t"] < t)
+    assert on["sites"] >= before > 100
+    assert meanwhile > 0
+    assert off["sites"] >= on["sites"] + meanwhile
+    assert disabled == off["sites"] + after
 
 
 @pytest.mark.parametrize(("seed", "vcpus", "options"), RUNS, ids=lambda value: str(value)[:60])
@@ -123,8 +168,8 @@ def test_one_seed_is_one_document_and_another_seed_is_another(options) -> None:
 
 
 @pytest.mark.parametrize("variant", ["dynamic", "static"])
-def test_traced_calls_are_the_loads_of_the_pointer_that_gave_the_tracer(variant) -> None:
-    """Counted apart, by a hook on the instruction that loads; also calls of unrecorded sites."""
+def test_traced_calls_are_the_calls_that_met_a_tracer(variant) -> None:
+    """Counted apart, by hooks where a call asks who wants it; also calls of unrecorded sites."""
     options = RunOptions(
         engine=EngineName.DETERMINISTIC,
         seed=3,
@@ -135,24 +180,92 @@ def test_traced_calls_are_the_loads_of_the_pointer_that_gave_the_tracer(variant)
         park=Park.ANYWHERE,
     )
     run = Run(options, image=assembled(variant, "mini-kernel"))
-    tracer = run.image.address("ftrace_count_call")
-    loads = [0, 0]
-    unrecorded = set()
+    traced, came = [0, 0], [0, 0]
+    recorded, unrecorded, directly = set(), set(), set()
 
-    def on_load(vcpu: VCpu) -> None:
-        if run.kernel.read("ftrace_trace_function") == tracer:
-            loads[vcpu.index] += 1
-            unrecorded.add(run.machine.memory.read_u64(vcpu[Reg.RSP]) - 5)
+    def on_recorded(event) -> None:
+        if isinstance(event, SiteRecorded):
+            recorded.add(event.ip - 5)
+
+    def on_entry(vcpu: VCpu) -> None:
+        if is_on(run):
+            came[vcpu.index] += 1
+
+    def on_asking(vcpu: VCpu, sites: set[int]) -> None:
+        if is_on(run):
+            traced[vcpu.index] += 1
+            site = run.machine.memory.read_u64(vcpu[Reg.RSP] + FRAME_RET) - 5
+            if site not in recorded:
+                unrecorded.add(site)
+            sites.add(site)
+
+    address = run.image.address
+    for vcpu in run.machine.vcpus:
+        vcpu.hook_instruction(mcount_asks(run), on_entry)
+        vcpu.hook_instruction(address("ftrace_caller"), on_entry)
+        for place, sites in (("caller", directly), ("unknown", set())):
+            vcpu.hook_instruction(
+                address(f"__ftrace_{place}_section"), lambda vcpu, sites=sites: on_asking(vcpu, sites)
+            )
+    run.observe(on_recorded)
+    run.execute()
+    assert unrecorded
+    assert (len(directly) > 100) == (variant == "dynamic")
+    assert run.kernel.percpu("traced_calls") == traced
+    assert min(traced) > 10_000
+    assert document(run)["traced_calls"] == sum(traced)
+    # Who came while it was on, met it; but a vCPU may have stood in between as it went off.
+    assert all(0 <= a - b <= 1 for a, b in zip(came, traced, strict=True))
+
+
+def test_the_first_execution_of_a_site_while_tracing_is_recorded_and_traced() -> None:
+    """And so are those that follow, however the pass that deals with it comes in between."""
+    run = Run(
+        RunOptions(
+            engine=EngineName.DETERMINISTIC,
+            seed=4,
+            seconds=2.5,
+            period=0.25,
+            tracing=(1.0, None),
+            boot_records=1000,
+        ),
+        image=assembled("dynamic", "mini-kernel"),
+    )
+    executed, traced = Counter(), Counter()  # of sites, from when tracing has come on
+    first = []  # sites that ran for the first time then
+    memory = run.machine.memory
+
+    def on_site(vcpu: VCpu) -> None:
+        if is_on(run):
+            executed[vcpu.rip] += 1
+
+    def on_asking(vcpu: VCpu) -> None:
+        if is_on(run):
+            traced[memory.read_u64(vcpu[Reg.RSP] + FRAME_RET) - 5] += 1
+
+    def on_recorded(event) -> None:
+        if isinstance(event, SiteRecorded) and is_on(run):
+            first.append(event.ip - 5)
 
     for vcpu in run.machine.vcpus:
-        vcpu.hook_instruction(run.image.address("mcount_load"), on_load)
+        for site in run.image.call_sites.tolist():
+            vcpu.hook_instruction(site, on_site)
+        for place in ("caller", "unknown"):
+            vcpu.hook_instruction(run.image.address(f"__ftrace_{place}_section"), on_asking)
+    run.observe(on_recorded)
     run.execute()
-    if run.dynamic is not None:
-        unrecorded -= set(run.dynamic.arch.sites().tolist()[:145])
-    assert unrecorded
-    assert run.kernel.percpu("traced_calls") == loads
-    assert min(loads) > 10_000
-    assert document(run)["traced_calls"] == sum(loads)
+    check_invariants(run)
+    assert len(first) > 20  # the second wave
+    assert len(set(first)) == len(first)
+    assert executed.keys() == traced.keys()
+    assert set(first) <= traced.keys()
+    # As it came on, and at the end, a vCPU may stand between its call and the tracer.
+    assert sum((executed - traced).values()) + sum((traced - executed).values()) <= 4
+    assert sum(traced.values()) == run.kernel.total("traced_calls")
+    sites = document(run)["sites"]
+    known = [site for site in run.dynamic.arch.sites().tolist() if map_word(run, site)]
+    assert (sites["traced"], sites["jmp"]) == (len(known), 0)
+    assert set(first) & set(known)
 
 
 def test_mcount_calls_are_the_entries_to_mcount() -> None:
