@@ -20,7 +20,17 @@ import numpy as np
 
 from dynftrace_emu.ftrace.event_decoder import decode_pages
 from dynftrace_emu.ftrace.trace_events import EVENT, Events
-from dynftrace_emu.kernel.structs import BUFFER_PAGE, PAGE_SIZE, RB, RB_PAGE
+from dynftrace_emu.kernel.structs import (
+    BUFFER_PAGE,
+    PAGE_SIZE,
+    PAGE_WRITE,
+    RB,
+    RB_PAGE,
+    WRITE_CLOSED,
+    WRITE_COUNT_MASK,
+    WRITE_COUNT_SHIFT,
+    WRITE_TIME_SHIFT,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,10 +40,13 @@ if TYPE_CHECKING:
 
 __all__ = ["CpuStats", "RingBuffer", "RingBufferCpu"]
 
-BUFFER_PAGE_SPACE = PAGE_SIZE - BUFFER_PAGE.size
+BUFFER_PAGE_SPACE = PAGE_WRITE - BUFFER_PAGE.size
 MIN_PAGES = 2
 _TIME_EXTEND = 30
 _MAX_DELTA = 1 << 27
+_TIME_EXTEND_SIZE = 8
+_PLACE = WRITE_CLOSED - 1  # of a write word: the words reserved
+_TIMES = 1 << 64 - WRITE_TIME_SHIFT
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +83,10 @@ class RingBufferCpu:
         self._table = memory.view(self.address + RB.size, RB_PAGE.dtype, nr_pages)
         raw = memory.view(self.base, "u1", nr_pages * PAGE_SIZE)
         self._raw: NDArray[np.uint8] = raw.reshape(nr_pages, PAGE_SIZE)
-        self._commits: NDArray[np.uint64] = self._raw.view("<u8")[
-            :, BUFFER_PAGE.offset("commit") // 8
-        ]
+        words: NDArray[np.uint64] = self._raw.view("<u8")
+        self._stamps = words[:, BUFFER_PAGE.offset("time_stamp") // 8]
+        self._commits = words[:, BUFFER_PAGE.offset("commit") // 8]
+        self._writes = words[:, PAGE_WRITE // 8]
         self._rb["page"], self._rb["base"] = self.base, self.base
         self._rb["end"] = self.base + nr_pages * PAGE_SIZE
         self._rb["nr_pages"], self._rb["table"] = nr_pages, self.address + RB.size
@@ -101,10 +115,19 @@ class RingBufferCpu:
     def reset(self) -> None:
         """Forget everything that has been written."""
         with self._lock:
-            self._next = self.get("entries")
+            self._next = self._written()
             self._rb["reader_page"] = self.get("page_no")
             self._read = self._overrun = 0
             self._dropped_before = self.get("dropped")
+
+    def _written(self) -> int:
+        """How many events have been written since the buffer was made, or begun."""
+        while True:
+            page = self.get("page_no")
+            slot = page % self.nr_pages
+            first, word = int(self._table["first"][slot]), int(self._writes[slot])
+            if int(self._table["number"][slot]) == page == self.get("page_no"):
+                return first + (word >> WRITE_COUNT_SHIFT & WRITE_COUNT_MASK)
 
     def peek(self) -> tuple[Events, int]:
         """The events in the buffer, and how many were lost before the first of them."""
@@ -179,10 +202,13 @@ class RingBufferCpu:
         numbers = np.arange(oldest, newest + 1, dtype=np.int64)
         index = numbers % self.nr_pages
         valid = self._table["number"][index].astype(np.int64) == numbers
-        commit = (self._commits[index] & np.uint64(0xFFFFF)).astype(np.int64)
+        commit = self._commits[index].astype(np.int64)
+        # In a page that is closed somebody may be at work still; then nothing behind it counts yet.
+        whole = (self._writes[index] & np.uint64(_PLACE)).astype(np.int64) * 4 == commit
         first = self._table["first"][index].astype(np.int64)
         raw = self._raw[index]
         valid &= numbers > self.get("page_no") - self.nr_pages  # nobody has begun to write over it
+        valid[1:] &= np.logical_and.accumulate(whole | ~valid)[:-1]
         return Pages(raw[valid], numbers[valid], first[valid], commit[valid])
 
     def _first_page(self, newest: int) -> int:
@@ -205,53 +231,59 @@ class RingBufferCpu:
         :param common: the eight bytes every event begins with.
         """
         size = -(-(8 + len(body)) // 4) * 4
-        rb = self._rb[0]
-        time = max(time, int(rb["write_stamp"]))
-        slot = (int(rb["page"]) - self.base) // PAGE_SIZE
-        commit = int(self._commits[slot])
-        delta = time - int(rb["write_stamp"])
-        need = 8 + size + (8 if commit and delta >= _MAX_DELTA else 0)
-        if commit + need > BUFFER_PAGE_SPACE:
-            moved = self._next_page(slot, time)
-            if moved is None:
-                rb["dropped"] += np.uint64(1)
+        slot = self._slot()
+        commit, delta = self._place(slot, time)
+        extend = _TIME_EXTEND_SIZE if delta >= _MAX_DELTA else 0
+        if commit + extend + 8 + size > BUFFER_PAGE_SPACE:
+            if not self._next_page(time):
+                self._rb["dropped"] += np.uint64(1)
                 return False
-            slot, commit, delta = moved, 0, 0
-        if not commit:
-            self._raw[slot].view("<u8")[0] = time
-            delta = 0
+            slot = self._slot()
+            commit, delta = self._place(slot, time)
+            extend = 0
         data = b""
-        if delta >= _MAX_DELTA:
+        if extend:
             data = struct.pack("<II", _TIME_EXTEND | (delta & (_MAX_DELTA - 1)) << 5, delta >> 27)
-            delta = 0
-        data += struct.pack("<IIQ", delta << 5, size + 4, common) + body.ljust(size - 8, b"\0")
+        data += struct.pack("<IIQ", 0 if extend else delta << 5, size + 4, common)
+        data += body.ljust(size - 8, b"\0")
         at = BUFFER_PAGE.size + commit
         self._raw[slot][at : at + len(data)] = np.frombuffer(data, np.uint8)
-        rb["write_stamp"] = time
-        rb["entries"] += np.uint64(1)
+        word = int(self._writes[slot]) + (delta << WRITE_TIME_SHIFT) + (1 << WRITE_COUNT_SHIFT)
+        self._writes[slot] = (word + len(data) // 4) % (1 << 64)
         self._commits[slot] = commit + len(data)
         return True
 
+    def _slot(self) -> int:
+        """Where in memory the page is that is being written."""
+        return (self.get("page") - self.base) // PAGE_SIZE
+
+    def _place(self, slot: int, time: int) -> tuple[int, int]:
+        """Where in a page the next event goes, and how much later than the last (or not) it is."""
+        word = int(self._writes[slot])
+        delta = (time - (word >> WRITE_TIME_SHIFT)) % _TIMES
+        return (word & _PLACE) * 4, delta if delta < _TIMES // 2 else 0
+
     def new_page(self) -> None:
-        """Begin a page, while its CPU is stopped; nothing that was written can be read any more."""
-        slot = (self.get("page") - self.base) // PAGE_SIZE
+        """Begin a page and a time, while its CPU is stopped; what was written is forgotten."""
         with self._lock:
             self._rb["reader_page"] = self.get("page_no") + 1
-            self._next_page(slot, 0)
+            self._next_page(0)
 
-    def _next_page(self, slot: int, time: int) -> int | None:
-        rb = self._rb[0]
+    def _next_page(self, time: int) -> bool:
+        rb, slot = self._rb[0], self._slot()
         number = int(rb["page_no"]) + 1
         if not rb["overwrite"] and number - self.nr_pages >= int(rb["reader_page"]):
-            return None
+            return False
+        first = self._written()
+        self._writes[slot] |= np.uint64(WRITE_CLOSED)
         slot = (slot + 1) % self.nr_pages
         rb["page_no"] = number
-        self._raw[slot].view("<u8")[0] = time
-        self._commits[slot] = 0
-        self._table[slot]["first"] = rb["entries"]
+        self._stamps[slot], self._commits[slot] = time, 0
+        self._writes[slot] = (time << WRITE_TIME_SHIFT) % (1 << 64)
+        self._table[slot]["first"] = first
         self._table[slot]["number"] = number
         rb["page"] = self.base + slot * PAGE_SIZE
-        return slot
+        return True
 
 
 class RingBuffer:

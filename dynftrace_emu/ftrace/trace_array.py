@@ -139,6 +139,7 @@ class TraceArray:
 
     def reconfigure(self) -> None:
         """Tell the buffers what the options say now."""
+        self.tracing.write_plain()
         self._configure(self.buffer)
         if self.max_buffer is not None:
             self._configure(self.max_buffer)
@@ -193,8 +194,8 @@ class TraceArray:
             for buffer in (self.buffer, self.max_buffer):
                 if buffer is not None:
                     self._configure(buffer)
-                    buffer.set("write_stamp", 0)
                     self._restart_page(buffer)
+            self.tracing.write_plain()
 
         self.tracing.stop(change)
 

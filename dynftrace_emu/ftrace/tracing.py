@@ -103,6 +103,7 @@ class Tracing:
         self.saved_cmdlines_size = 128
         self.instances: dict[str, TraceArray] = {}
         self.global_array = TraceArray(self, "", TraceBit.FUNCTION)
+        self.write_plain()
         self.on_dump: Callable[[TraceArray, int | None], None] = lambda _array, _cpu: None
         kernel.enable_bits(
             1 << TraceBit.PROBE | 1 << TraceBit.STACK
@@ -301,12 +302,28 @@ class Tracing:
             bits = self.kernel.read("ftrace_tracing_on")
             self.kernel.write("ftrace_tracing_on", bits | mask if on else bits & ~mask)
 
+    def write_plain(self) -> None:
+        """Tell guest code whether the function tracer's fast path is all there is to it."""
+        arrays = self.arrays()
+        plain = (
+            self.kernel.machine.engine.name == "threaded"
+            and not any(array.pid_filter for array in arrays)
+            and not any(array.clock == "counter" for array in arrays)
+            and not self.global_array.option("func_stack_trace")
+        )
+        bit = 1 << TraceBit.KNOWN
+        if plain:
+            self.kernel.disable_bits(bit)
+        else:
+            self.kernel.enable_bits(bit)
+
     # --- tasks ---
 
     def write_pids(self) -> None:
         """Tell guest code which tasks who ignores."""
         if self.ftrace is None:
             return
+        self.write_plain()
         filtered = [array for array in self.arrays() if array.pid_filter]
         if not filtered:
             self.kernel.write("ftrace_pid_ignored", 0)

@@ -19,7 +19,6 @@ from dynftrace_emu.kernel.structs import (
     STACK_AREA,
     STACK_SLOT,
     STACKS_PER_CPU,
-    TASK,
     THREAD_SIZE,
     TIMER_VECTOR,
 )
@@ -77,8 +76,7 @@ def boot(
     :raises AddressSpaceError: the host gives no address space for so many vCPUs.
     :raises ImageError: the image does not fit, or overlaps something.
     """
-    # Behind the area lies what current points to until the kernel has tasks: Linux's init_task.
-    percpu = -(-(max(image.percpu_size, PCPU.size) + TASK.size) // PAGE_SIZE) * PAGE_SIZE
+    percpu = -(-max(image.percpu_size, PCPU.size) // PAGE_SIZE) * PAGE_SIZE
     per_vcpu = percpu + ZONE_SIZE + STACKS_PER_CPU * THREAD_SIZE + _RAM_PER_VCPU
     text = sum(len(segment.data) for segment in image.segments)
     per_vcpu += _PROFILE_PER_TEXT * text
@@ -175,7 +173,7 @@ def _set_up_vcpu(machine: Machine, image: KernelImage, cpu: int, percpu: int) ->
     vcpu[Reg.RDI] = cpu
     vcpu.rip = image.entry if cpu == 0 else image.secondary_entry or image.entry
     vcpu.watch(image.scan.halts, image.scan.irets)
-    _write_pcpu(memory, area, cpu, area + percpu - TASK.size)
+    _write_pcpu(memory, area, cpu)
     machine.words[cpu] = CpuWords(
         requests=memory.view(area + PCPU.offset("requests"), "<u8")
         if image.scan.safepoints
@@ -186,8 +184,8 @@ def _set_up_vcpu(machine: Machine, image: KernelImage, cpu: int, percpu: int) ->
     )
 
 
-def _write_pcpu(memory: GuestMemory, area: int, cpu: int, init_task: int) -> None:
+def _write_pcpu(memory: GuestMemory, area: int, cpu: int) -> None:
     pcpu = memory.view(area, PCPU.dtype)[0]
-    pcpu["self"], pcpu["cpu"], pcpu["current"] = area, cpu, init_task
+    pcpu["self"], pcpu["cpu"] = area, cpu
     pcpu["zone_start"] = _ZONE_AREA + cpu * ZONE_SIZE
     pcpu["zone_end"] = _ZONE_AREA + (cpu + 1) * ZONE_SIZE

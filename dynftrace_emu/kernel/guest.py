@@ -6,6 +6,7 @@ for when the machine is stopped.
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from dynftrace_emu.kernel.structs import PCPU, STACK_SLOT, STACKS_PER_CPU, TASK,
 from dynftrace_emu.machine.vcpu import Reg, VCpu
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
@@ -52,6 +53,8 @@ class GuestKernel:
 
     def __init__(self, machine: Machine, image: KernelImage) -> None:
         self.machine, self.image = machine, image
+        # A leaf: guards pcpu.trace_mask, which only the host writes, from several threads.
+        self._mask_lock = threading.Lock()
         self._pcpu = [machine.memory.view(vcpu[Reg.GS_BASE], PCPU.dtype) for vcpu in machine.vcpus]
 
     # --- per-CPU ---
@@ -66,15 +69,17 @@ class GuestKernel:
 
     def enable_bits(self, bits: int, cpu: int | None = None) -> None:
         """Let the tracers of ``bits`` (:class:`~.structs.TraceBit`) listen, on one CPU or on all."""
-        for index, area in enumerate(self._pcpu):
-            if cpu in (None, index):
-                area["trace_mask"][0] = int(area["trace_mask"][0]) | bits
+        self._change_masks(cpu, lambda mask: mask | bits)
 
     def disable_bits(self, bits: int, cpu: int | None = None) -> None:
         """The opposite."""
-        for index, area in enumerate(self._pcpu):
-            if cpu in (None, index):
-                area["trace_mask"][0] = int(area["trace_mask"][0]) & ~bits
+        self._change_masks(cpu, lambda mask: mask & ~bits)
+
+    def _change_masks(self, cpu: int | None, change: Callable[[int], int]) -> None:
+        with self._mask_lock:
+            for index, area in enumerate(self._pcpu):
+                if cpu in (None, index):
+                    area["trace_mask"][0] = change(int(area["trace_mask"][0]))
 
     def pcpu(self, cpu: int) -> NDArray[Any]:
         """The area of a CPU, as a writable view of one ``struct pcpu``."""

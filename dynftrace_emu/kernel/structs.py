@@ -107,7 +107,7 @@ class TraceBit(IntEnum):
     PROBE = 4
     GRAPH_FUNCTION = 5  # it is in set_graph_function
     GRAPH_NOTRACE = 6  # ... in set_graph_notrace
-    KNOWN = 7  # recorded, and a pass or a switch has dealt with it
+    KNOWN = 7  # recorded, and dealt with; in pcpu.trace_mask: not the plain case that is fast
     COUNT = 8  # somebody who only wants calls counted, in pcpu.traced_calls
     INSTANCE = 9
 
@@ -121,13 +121,12 @@ RB = GuestStruct(
         ("base", "<u8", "the first"),
         ("end", "<u8", "the address behind the last"),
         ("table", "<u8", "a struct rb_page for each"),
-        ("write_stamp", "<u8", "time of the last event"),
-        ("entries", "<u8", "events written since it was made"),
         ("dropped", "<u8", "events dropped for want of room, or out of an NMI"),
         ("overwrite", "<u8", "not 0: the oldest page makes room; the host writes"),
         ("reader_page", "<u8", "number of the page the reader is at; the host writes"),
         ("counter", "<u8", "the counter that is this buffer's clock, or 0; the host writes"),
         ("stack", "<u8", "not 0: a stack trace follows each function event; the host writes"),
+        ("busy", "<u8", "1 while the next page is made, where only an NMI can come in between"),
     ),
 )
 """``struct ring_buffer_per_cpu``: who writes and reads it is said in ``ftrace/ring_buffer.py``."""
@@ -145,10 +144,20 @@ BUFFER_PAGE = GuestStruct(
     "buffer_page",
     (
         ("time_stamp", "<u8", "time of its first event, in ns"),
-        ("commit", "<u8", "bytes of events in it"),
+        ("commit", "<u8", "bytes of whole events in it"),
     ),
 )
 """``struct buffer_data_page``: the header of a page of events, as Linux lays it out."""
+
+PAGE_WRITE = PAGE_SIZE - 8
+"""Where a page keeps its write word, behind its events: what the next event goes by.
+
+Its parts, from the lowest bit: words of events reserved, whether the page is closed, events
+reserved, time of the last (ns, modulo 2^45: events may be 9 hours apart).
+"""
+WRITE_CLOSED = 1 << 10
+WRITE_COUNT_SHIFT, WRITE_COUNT_MASK = 11, 0xFF
+WRITE_TIME_SHIFT = 19
 
 RET_STACK = GuestStruct(
     "ret_stack",
@@ -244,6 +253,7 @@ PCPU = GuestStruct(
         ("clock_ns", "<u8", "time since boot; the host writes"),
         ("pvclock", PVCLOCK.dtype, "what the finer clock is read by; the host writes"),
         ("current", "<u8", "the running task"),
+        ("pid", "<u8", "its pid; 0 until there are tasks"),
         ("preempt_count", "<u8", "above 0: no preemption, no parking; its parts as in Linux"),
         ("need_resched", "<u8", "set by the tick, cleared by schedule()"),
         ("jiffies", "<u8", "the guest's own time, in ticks"),
@@ -262,8 +272,6 @@ PCPU = GuestStruct(
         ("zone_end", "<u8", "... and the byte behind it"),
         ("online", "<u8", "1 while this CPU takes part"),
         ("trace_mask", "<u8", "bits (TraceBit) of the tracers that listen here; the host writes"),
-        ("trace_busy", "<u8", "1 inside a tracer, where only an NMI can come in between"),
-        ("trace_recursed", "<u8", "calls dropped because they came out of such an NMI"),
         ("trace_buffers", f"({TRACE_BITS},)<u8", "ring buffer of each bit; the host writes"),
         ("profile", "<u8", "this CPU's profile, less where its text begins; the host writes"),
         ("stack_max", "<u8", "deepest stack seen here, in bytes"),
@@ -376,6 +384,11 @@ def asm_offsets() -> dict[str, int]:
         "NMI_STACK_SLOT": NMI_STACK_SLOT,
         "PORT_FTRACE_RECORD": FTRACE_RECORD_PORT,
         "PORT_FTRACE_PROBE": FTRACE_PROBE_PORT,
+        "PAGE_WRITE": PAGE_WRITE,
+        "WRITE_CLOSED": WRITE_CLOSED,
+        "WRITE_COUNT_SHIFT": WRITE_COUNT_SHIFT,
+        "WRITE_COUNT_MASK": WRITE_COUNT_MASK,
+        "WRITE_TIME_SHIFT": WRITE_TIME_SHIFT,
         "RET_STACK_BYTES": RET_STACK_BYTES,
         "RET_STACK_ENTRIES": RET_STACK_ENTRIES,
         "STACK_TRACE_ENTRIES": STACK_TRACE_ENTRIES,

@@ -244,7 +244,7 @@ class DeterministicEngine(Engine):
         vcpu = slot.vcpu
         ns = slot.clock * _NS // self.virtual_hz
         self.set_clock(vcpu, ns)
-        self.set_pvclock(vcpu, self._counter, 0, self._mul, ns)
+        self.set_pvclock(vcpu, self._counter, self._mul, 0, ns)
         exit_ = vcpu.run(budget)
         slot.clock += max(1, vcpu.executed)  # who delivers exceptions without end gets on, too
         self._after(slot, exit_)

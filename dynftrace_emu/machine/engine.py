@@ -146,11 +146,14 @@ class Engine(ABC):
         if word is not None:
             word[0] = ns
 
-    def set_pvclock(self, vcpu: VCpu, counter: int, timestamp: int, mul: int, ns: int) -> None:
-        """Say how the guest makes time of what it counts (:data:`.hypercalls.PVCLOCK_FIELDS`)."""
+    def set_pvclock(self, vcpu: VCpu, counter: int, mul: int, count: int, ns: int) -> None:
+        """Tell the guest how to make time of what it counts, which is ``count`` at ``ns``.
+
+        (:data:`.hypercalls.PVCLOCK_FIELDS`.)
+        """
         record = self.machine.words[vcpu.index].pvclock
         if record is not None:
-            record[0] = (counter, timestamp, mul, ns)
+            record[0] = (counter, mul, (ns - (count * mul >> 32)) % (1 << 64))
 
     def is_preemptible(self, vcpu: VCpu) -> bool:
         """Whether Linux's stop_machine could have stopped this vCPU here."""

@@ -32,8 +32,7 @@ class Request(IntFlag):
 
 PVCLOCK_FIELDS = (
     ("counter", "<u8", "address of the count of instructions run, or 0: read the TSC"),
-    ("timestamp", "<u8", "what it counted at system_time"),
     ("mul", "<u8", "ns for each count, times 2^32"),
-    ("system_time", "<u8", "ns since the machine started"),
+    ("offset", "<u8", "ns to add, modulo 2^64"),
 )
-"""A vCPU's clock, as KVM's ``pvclock``: ns = system_time + ((count - timestamp) * mul >> 32)."""
+"""A vCPU's clock, in the manner of KVM's ``pvclock``: ns = (count * mul >> 32) + offset."""

@@ -148,7 +148,7 @@ class ThreadedEngine(Engine):
         now = self._tsc.sample()
         self._started = now.seconds
         for slot in self._slots:
-            self.set_pvclock(slot.vcpu, 0, now.count, mul, int(self._elapsed * 1e9))
+            self.set_pvclock(slot.vcpu, 0, mul, now.count, int(self._elapsed * 1e9))
         return now.seconds
 
     def _start(self) -> None:

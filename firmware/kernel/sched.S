@@ -20,6 +20,8 @@
 FUNC sched_init
         call alloc_task_struct
         mov gs:[PCPU_CURRENT], rax
+        mov rcx, [rax + TASK_PID]
+        mov gs:[PCPU_PID], rcx
         mov gs:[idle_task], rax
         mov qword ptr [rax + TASK_ON_CPU], 1
         lea rdi, [rax + TASK_COMM]
@@ -245,6 +247,8 @@ FUNC context_switch
         mov qword ptr [rdi + TASK_ON_CPU], 0
         mov qword ptr [rsi + TASK_ON_CPU], 1
         mov gs:[PCPU_CURRENT], rsi
+        mov rax, [rsi + TASK_PID]
+        mov gs:[PCPU_PID], rax
         call __switch_to
         RETURN
 END context_switch

@@ -9,13 +9,11 @@
 
 # function_trace_call(buffer r11, site rdi, rflags r10): write an event.
 ENTRY function_trace_call
-        TRACE_CLOCK
         RING_BUFFER_RESERVE FUNCTION_EVENT, .Lfunction_dropped
         GENERIC_ENTRY EVENT_FUNCTION
-        mov [rcx + r8 + BUFFER_PAGE_SIZE + 4], rdx
-        mov [rcx + r8 + BUFFER_PAGE_SIZE + 12], rdi
+        mov [rdx + 12], rdi
         mov rsi, [rbp + 8]
-        mov [rcx + r8 + BUFFER_PAGE_SIZE + 20], rsi
+        mov [rdx + 20], rsi
         RING_BUFFER_COMMIT FUNCTION_EVENT
         cmp qword ptr [r11 + RB_STACK], 0
         jne ftrace_trace_stack
@@ -23,33 +21,32 @@ ENTRY function_trace_call
         ret
 END function_trace_call
 
-# ftrace_trace_stack(buffer r11, time rax, site rdi, rflags r10): write who called whom, innermost
-# first, along the frame pointers; -1 ends it.
+# ftrace_trace_stack(buffer r11, site rdi, rflags r10): write who called whom, innermost first, along
+# the frame pointers; -1 ends it.
 ENTRY ftrace_trace_stack
         RING_BUFFER_RESERVE STACK_EVENT, .Lstack_dropped
         GENERIC_ENTRY EVENT_KERNEL_STACK
-        lea rax, [rcx + r8 + BUFFER_PAGE_SIZE + 4]
-        mov [rax], rdx
-        mov qword ptr [rax + 8], 0
         push rdi
-        push rcx
         push r8
-        push rax
-        add rax, 16
+        push r9
+        push rcx
+        push rdx
+        lea rax, [rdx + 20]
         lea rdx, [rax + 8 * STACK_CALLERS]
         call save_stack_trace
+        pop rdx
+        pop rcx
         pop r9
         pop r8
-        pop rcx
         pop rdi
-        mov rdx, rax
-        sub rdx, r9
-        sub rdx, 16
-        shr edx, 3
-        mov [r9 + 8], edx
+        mov rsi, rax
+        sub rsi, rdx
+        sub rsi, 20
+        shr esi, 3
+        mov [rdx + 12], rsi
+        lea rsi, [rdx + STACK_EVENT]
 1:
-        lea rdx, [r9 + 16 + 8 * STACK_CALLERS]
-        cmp rax, rdx
+        cmp rax, rsi
         jae 2f
         mov qword ptr [rax], -1
         add rax, 8
@@ -62,15 +59,18 @@ END ftrace_trace_stack
 
 # save_stack_trace(to rax, end rdx, site rdi, frame rbp): rax = behind the last one stored.
 #   clobbers  rcx rsi rdi r8 r9
-# What returns to return_to_handler is shown as what that stands for.
+# What returns to return_to_handler is shown as what that stands for: the shadow stack's entry that
+# was made for this frame.
 ENTRY save_stack_trace
         mov [rax], rdi
         add rax, 8
         mov r9, rbp
         xor esi, esi
-        RET_STACK_HERE r8, 1f
-        imul rsi, [r8 + RET_STACK_DEPTH], RET_ENTRY_SIZE
-        lea rsi, [r8 + rsi + RET_STACK_SIZE]
+        xor r8d, r8d
+        RET_STACK_HERE rcx, 1f
+        lea r8, [rcx + RET_STACK_SIZE]  # its first entry
+        imul rsi, [rcx + RET_STACK_DEPTH], RET_ENTRY_SIZE
+        add rsi, r8
 1:
         cmp rax, rdx
         jae 4f
@@ -81,9 +81,13 @@ ENTRY save_stack_trace
         mov rdi, [r9 + 8]
         cmp rdi, return_to_handler
         jne 3f
-        test rsi, rsi
-        jz 3f
+        lea rcx, [r9 + 8]
+2:
         sub rsi, RET_ENTRY_SIZE
+        cmp rsi, r8
+        jb 4f
+        cmp [rsi + RET_ENTRY_FRAME], rcx
+        jne 2b
         mov rdi, [rsi + RET_ENTRY_RET]
 3:
         test rdi, rdi

@@ -9,6 +9,7 @@
 .include "trace/trace.inc"
 
 .set HARDIRQ_MASK, 0xf0000
+.set RETURN_SLOT, 0x60                  # from the last register pushed to the return address at return_to_handler
 
 # function_graph_enter(wanted rbx, site rdi, rflags r10): an entry event, a hit, and the hook.
 #   rsi = shadow stack, r9 = what to do on return (RetFlag), rax = time, r11 = buffer
@@ -29,34 +30,35 @@ ENTRY function_graph_enter
 2:
         test r9d, r9d
         jz 4f
-        TRACE_CLOCK_LOCAL
-        imul rdx, [rsi + RET_STACK_DEPTH], RET_ENTRY_SIZE
-        lea rdx, [rsi + rdx + RET_STACK_SIZE]
+        # From the inc on an interrupt's entries go above ours.
+        imul rcx, [rsi + RET_STACK_DEPTH], RET_ENTRY_SIZE
         inc qword ptr [rsi + RET_STACK_DEPTH]
-        mov rcx, [rbp + 8]
-        mov [rdx + RET_ENTRY_RET], rcx
-        lea rcx, [rbp + 8]
-        mov [rdx + RET_ENTRY_FRAME], rcx
-        mov [rdx + RET_ENTRY_FUNC], rdi
-        mov [rdx + RET_ENTRY_CALLTIME], rax
-        mov [rdx + RET_ENTRY_FLAGS], r9
-        mov rcx, [rip + ftrace_graph_session]
-        mov [rdx + RET_ENTRY_SESSION], rcx
-        lea rcx, [rip + return_to_handler]
-        mov [rbp + 8], rcx
+        lea rcx, [rsi + rcx + RET_STACK_SIZE]
+        mov [rcx + RET_ENTRY_FLAGS], r9
+        mov [rcx + RET_ENTRY_FUNC], rdi
+        mov rax, [rip + ftrace_graph_session]
+        mov [rcx + RET_ENTRY_SESSION], rax
+        mov rax, [rbp + 8]
+        mov [rcx + RET_ENTRY_RET], rax
+        lea rax, [rbp + 8]
+        mov [rcx + RET_ENTRY_FRAME], rax
+        TRACE_CLOCK_LOCAL
+        mov [rcx + RET_ENTRY_CALLTIME], rax
+        lea rax, [rip + return_to_handler]
+        mov [rbp + 8], rax
         test r9d, RET_GRAPH
         jz 4f
         cmp qword ptr [rip + ftrace_graph_thresh], 0
         jne 4f                          # only what takes long is told, when it is over
-        mov r8, [rsi + RET_STACK_GRAPH_DEPTH]
-        push rdx
-        dec r8
-        push r8
+        push rcx
+        mov rax, [rsi + RET_STACK_GRAPH_DEPTH]
+        dec rax
+        push rax
         call graph_entry_event
-        pop r8
-        pop rdx
+        pop rax
+        pop rcx
         jnc 4f
-        or qword ptr [rdx + RET_ENTRY_FLAGS], RET_DROPPED
+        or qword ptr [rcx + RET_ENTRY_FLAGS], RET_DROPPED
 4:
         ret
 
@@ -112,75 +114,90 @@ ENTRY graph_decide
         ret
 END graph_decide
 
-# graph_entry_event(buffer r11, local time rax, site rdi, rflags r10; [rsp + 8] = depth): carry if it
-# was dropped. Clobbers all that tracers may, but rsi only until it is popped.
+# graph_entry_event(buffer r11, site rdi, rflags r10; [rsp + 8] = depth): carry if it was dropped.
+# Its time is that of the entry or a little later, as in Linux.
 ENTRY graph_entry_event
-        cmp qword ptr [r11 + RB_COUNTER], 0
-        je 1f
-        TRACE_CLOCK
-1:
-        push rsi
         RING_BUFFER_RESERVE GRAPH_ENTRY_EVENT, .Lentry_dropped
         GENERIC_ENTRY EVENT_GRAPH_ENTRY
-        mov [rcx + r8 + BUFFER_PAGE_SIZE + 4], rdx
-        mov [rcx + r8 + BUFFER_PAGE_SIZE + 12], rdi
-        mov edx, [rsp + 16]
-        mov [rcx + r8 + BUFFER_PAGE_SIZE + 20], edx
+        mov [rdx + 12], rdi
+        mov esi, [rsp + 8]
+        mov [rdx + 20], esi
         RING_BUFFER_COMMIT GRAPH_ENTRY_EVENT
-        pop rsi
         clc
         ret
 .Lentry_dropped:
-        pop rsi
         stc
         ret
 END graph_entry_event
 
 # return_to_handler: where every hooked function returns to. Preserves all registers and flags, and
-# goes on where the function would have.
+# goes on where the function would have. (popfq costs more than all the rest: lahf and seto do.)
 ENTRY return_to_handler
-        sub rsp, 8
-        SAVE_FRAME
-__return_to_handler_section:
-        mov [rsp + FRAME_R9], r9
-        mov [rsp + FRAME_R10], r10
-        mov r10, [rsp + FRAME_RFLAGS]
-        mov qword ptr gs:[PCPU_TRACE_BUSY], 1
+        sub rsp, 8                      # the return address again
+        push rax
+        lahf
+        seto al
+        push rax
+        push rcx
+        push rdx
+        push rsi
+        push rdi
+        push r8
+        push r9
+        push r10
+        push r11
         push rbx
         push r12
+        inc qword ptr gs:[PCPU_PREEMPT_COUNT]
+__return_to_handler_section:
+        pushfq
+        pop r10
         RET_STACK_HERE rsi, .Llost
-        lea rdx, [rsp + 16 + FRAME_RET]
+        lea rdx, [rsp + RETURN_SLOT]
 1:
-        mov rax, [rsi + RET_STACK_DEPTH]
-        sub rax, 1
+        imul rax, [rsi + RET_STACK_DEPTH], RET_ENTRY_SIZE
+        sub rax, RET_ENTRY_SIZE
         jb .Llost
-        mov [rsi + RET_STACK_DEPTH], rax
-        imul rax, rax, RET_ENTRY_SIZE
         lea r12, [rsi + rax + RET_STACK_SIZE]
         mov rbx, [r12 + RET_ENTRY_FLAGS]
         call graph_leave_depth
         cmp [r12 + RET_ENTRY_FRAME], rdx
-        jb 1b                           # a frame that was left without a return
-        jne .Llost
+        je 2f
+        ja .Llost
+        dec qword ptr [rsi + RET_STACK_DEPTH]   # a frame that was left without a return
+        jmp 1b
+2:
         mov rax, [r12 + RET_ENTRY_RET]
         mov [rdx], rax
         mov rdi, [r12 + RET_ENTRY_FUNC]
         TRACE_CLOCK_LOCAL
         test bl, RET_PROFILE
-        jz 2f
-        call profile_return
-2:
-        test bl, RET_GRAPH
         jz 3f
-        call graph_return
+        call profile_return
 3:
+        push rsi
+        test bl, RET_GRAPH
+        jz 4f
+        call graph_return
+4:
+        pop rsi
+        dec qword ptr [rsi + RET_STACK_DEPTH]   # what was above is gone: interrupts have returned
+        dec qword ptr gs:[PCPU_PREEMPT_COUNT]
+__return_to_handler_section_end:
         pop r12
         pop rbx
-        mov qword ptr gs:[PCPU_TRACE_BUSY], 0
-        mov r9, [rsp + FRAME_R9]
-        mov r10, [rsp + FRAME_R10]
-        RESTORE_FRAME
-__return_to_handler_section_end:
+        pop r11
+        pop r10
+        pop r9
+        pop r8
+        pop rdi
+        pop rsi
+        pop rdx
+        pop rcx
+        pop rax
+        add al, 0x7f                    # the overflow flag again
+        sahf
+        pop rax
         ret
 __return_to_handler_slow:
 .Llost:
@@ -219,23 +236,18 @@ ENTRY graph_return
         sub rdx, [r12 + RET_ENTRY_CALLTIME]
         cmp rdx, [rip + ftrace_graph_thresh]
         jb .Lexit_done
-        push qword ptr [rsi + RET_STACK_GRAPH_DEPTH]
         push rax
-        cmp qword ptr [r11 + RB_COUNTER], 0
-        je 1f
-        TRACE_CLOCK
-1:
+        push qword ptr [rsi + RET_STACK_GRAPH_DEPTH]
         RING_BUFFER_RESERVE GRAPH_EXIT_EVENT, .Lexit_dropped
         GENERIC_ENTRY EVENT_GRAPH_EXIT
-        mov [rcx + r8 + BUFFER_PAGE_SIZE + 4], rdx
-        mov rdx, [r12 + RET_ENTRY_FUNC]
-        mov [rcx + r8 + BUFFER_PAGE_SIZE + 12], rdx
-        mov edx, [rsp + 8]
-        mov [rcx + r8 + BUFFER_PAGE_SIZE + 20], rdx     # depth, and no overrun
-        mov rdx, [r12 + RET_ENTRY_CALLTIME]
-        mov [rcx + r8 + BUFFER_PAGE_SIZE + 28], rdx
-        mov rdx, [rsp]
-        mov [rcx + r8 + BUFFER_PAGE_SIZE + 36], rdx
+        mov rsi, [r12 + RET_ENTRY_FUNC]
+        mov [rdx + 12], rsi
+        mov esi, [rsp]
+        mov [rdx + 20], rsi             # depth, and no overrun
+        mov rsi, [r12 + RET_ENTRY_CALLTIME]
+        mov [rdx + 28], rsi
+        mov rsi, [rsp + 8]
+        mov [rdx + 36], rsi
         RING_BUFFER_COMMIT GRAPH_EXIT_EVENT
 .Lexit_dropped:
         add rsp, 16

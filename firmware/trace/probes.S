@@ -61,7 +61,6 @@ ENTRY probe_act
 1:
         mov rax, [rcx + PROBE_BIT]
         mov r11, gs:[PCPU_TRACE_BUFFERS + rax * 8]
-        TRACE_CLOCK
         jmp ftrace_trace_stack
 2:
         ret

@@ -1,60 +1,95 @@
 # The slow half of writing into a ring buffer (kernel/trace/ring_buffer.c): the next page, and times
-# far apart. Each CPU writes its own buffers alone, with interrupts off; the host reads meanwhile.
+# far apart. Each CPU writes its own buffers alone; the host reads meanwhile.
 #
 # What the reader relies on, all by stores of 8 bytes in this order: page_no moves on before the page
 # that lies in the place of an older one is touched; rb_page.number says when its header holds; commit
-# grows when an event is whole. So it copies a page, looks at page_no again, and knows what it has.
+# covers whole events only, and is all that was reserved in a page once nobody is at work in it. So it
+# copies a page, looks at page_no again, and knows what it has.
 
 .include "linkage.inc"
 .include "percpu.inc"
 .include "trace/trace.inc"
 
-.set TIME_EXTEND, 30                    # type_len
-.set TIME_EXTEND_SIZE, 8
+# \to = the struct rb_page of a page of ring buffer r11.
+.macro RB_PAGE_OF to, page
+        mov \to, \page
+        sub \to, [r11 + RB_BASE]
+        shr \to, 8                      # PAGE_SIZE / RB_PAGE_SIZE
+        add \to, [r11 + RB_TABLE]
+.endm
 
-# ring_buffer_reserve_slow(buffer r11, time rax, event's size rdx)
-#   in    rcx = the page, r8 = its commit
-#   out   rcx, r8 = where the event goes, rdx = its delta; rax = its time; or carry: it is dropped
-# Clobbers rsi and r9.
-ENTRY ring_buffer_reserve_slow
-        mov r9, rdx
-        cmp rax, [r11 + RB_WRITE_STAMP]
-        jae 1f
-        mov rax, [r11 + RB_WRITE_STAMP] # the TSC of another core may be behind: time stands still
+# ring_buffer_commit_to_write(page rcx): the outermost event is whole, and others were written behind
+# it: commit them all. Clobbers rax and r8.
+ENTRY ring_buffer_commit_to_write
+        mov r8, [rcx + PAGE_WRITE]
+        mov eax, r8d
+        and eax, WRITE_PLACE / 2
+        shl eax, 2
+        mov [rcx + BUFFER_PAGE_COMMIT], rax
+        cmp [rcx + PAGE_WRITE], r8
+        jne ring_buffer_commit_to_write
+        ret
+END ring_buffer_commit_to_write
+
+# ring_buffer_make_room(buffer r11, page rcx, its write word r8, bytes wanted rdx): see to it that
+# another try may succeed. Carry: it cannot, and the event is counted as dropped.
+# Clobbers rax, rcx, rdx, rsi, r8 and r9.
+ENTRY ring_buffer_make_room
+        mov esi, r8d
+        and esi, WRITE_PLACE
+        lea r9d, [rdx + rsi * 4]
+        cmp r9d, BUFFER_PAGE_SPACE
+        ja ring_buffer_next_page
+        mov r9d, esi
+        TRACE_CLOCK
+        shl rax, WRITE_TIME_SHIFT
+        mov rdx, r8
+        shr rdx, WRITE_TIME_SHIFT
+        shl rdx, WRITE_TIME_SHIFT
+        sub rax, rdx
+        mov rsi, rax
+        sar rsi, WRITE_TIME_SHIFT + 30
+        cmp rsi, -1                     # a little behind: the TSC of another core was ahead, and ours
+        je .Lroom                       # will get there
+        mov rsi, rax
+        shr rsi, WRITE_TIME_SHIFT + DELTA_BITS
+        jz .Lroom                       # an interrupt has seen to it
+        cmp r9d, (BUFFER_PAGE_SPACE - TIME_EXTEND_EVENT) / 4
+        ja ring_buffer_next_page
+        push rdi
+        mov rsi, rax
+        lea rdi, [r8 + rax + TIME_EXTEND_EVENT / 4]
+        mov rax, r8
+        cmpxchg [rcx + PAGE_WRITE], rdi
+        jne 1f
+        lea r8d, [r9 * 4]
+        mov r9, rdi
+        lea rdx, [rcx + r8 + EVENT]
+        shr rsi, WRITE_TIME_SHIFT
+        mov eax, esi
+        shl eax, 5                      # the low 27 bits of the delta
+        or eax, TIME_EXTEND
+        mov [rdx], eax
+        shr rsi, DELTA_BITS
+        mov [rdx + 4], esi
+        RING_BUFFER_COMMIT TIME_EXTEND_EVENT
 1:
-        lea rdx, [r8 + r9]
-        cmp rdx, BUFFER_PAGE_SPACE
-        ja .Lnext_page
-        test r8, r8
-        jz .Lfirst
-        mov rdx, rax
-        sub rdx, [r11 + RB_WRITE_STAMP]
-        cmp rdx, MAX_DELTA
-        jb .Lroom                       # it was time that went back
-        lea rsi, [r8 + r9 + TIME_EXTEND_SIZE]
-        cmp rsi, BUFFER_PAGE_SPACE
-        ja .Lnext_page
-        mov r9d, edx
-        and r9d, MAX_DELTA - 1
-        shl r9d, 5
-        or r9d, TIME_EXTEND
-        mov [rcx + r8 + BUFFER_PAGE_SIZE], r9d
-        shr rdx, 27
-        mov [rcx + r8 + BUFFER_PAGE_SIZE + 4], edx
-        add r8, TIME_EXTEND_SIZE
-        xor edx, edx
+        pop rdi
 .Lroom:
         clc
         ret
+END ring_buffer_make_room
 
-# The first event of an empty page.
-.Lfirst:
-        mov [rcx + BUFFER_PAGE_TIME_STAMP], rax
-        xor edx, edx
-        clc
-        ret
-
-.Lnext_page:
+# ring_buffer_next_page(buffer r11, page rcx): likewise. Interrupts are off meanwhile; an event out of
+# an NMI that comes here is dropped.
+ENTRY ring_buffer_next_page
+        pushfq
+        cli
+        cmp qword ptr [r11 + RB_BUSY], 0
+        jne .Lpage_dropped
+        cmp rcx, [r11 + RB_PAGE]
+        jne .Lpage_made                 # an interrupt has done it
+        mov qword ptr [r11 + RB_BUSY], 1
         mov r8, [r11 + RB_PAGE_NO]
         inc r8
         cmp qword ptr [r11 + RB_OVERWRITE], 0
@@ -64,6 +99,13 @@ ENTRY ring_buffer_reserve_slow
         cmp rdx, [r11 + RB_READER_PAGE]
         jge .Lfull
 2:
+        or qword ptr [rcx + PAGE_WRITE], WRITE_CLOSED
+        TRACE_CLOCK                     # behind every event of the page that is closed now
+        mov rsi, [rcx + PAGE_WRITE]
+        shr rsi, WRITE_COUNT_SHIFT
+        and esi, WRITE_COUNT_MASK
+        RB_PAGE_OF rdx, rcx
+        add rsi, [rdx + RB_PAGE_FIRST]  # the number of the next page's first event
         mov [r11 + RB_PAGE_NO], r8
         add rcx, PAGE_SIZE
         cmp rcx, [r11 + RB_END]
@@ -71,21 +113,23 @@ ENTRY ring_buffer_reserve_slow
         mov rcx, [r11 + RB_BASE]
 3:
         mov [rcx + BUFFER_PAGE_TIME_STAMP], rax
+        shl rax, WRITE_TIME_SHIFT
+        mov [rcx + PAGE_WRITE], rax
         mov qword ptr [rcx + BUFFER_PAGE_COMMIT], 0
-        mov rdx, rcx
-        sub rdx, [r11 + RB_BASE]
-        shr rdx, 8                      # PAGE_SIZE / RB_PAGE_SIZE
-        add rdx, [r11 + RB_TABLE]
-        mov r9, [r11 + RB_ENTRIES]
-        mov [rdx + RB_PAGE_FIRST], r9
+        RB_PAGE_OF rdx, rcx
+        mov [rdx + RB_PAGE_FIRST], rsi
         mov [rdx + RB_PAGE_NUMBER], r8
         mov [r11 + RB_PAGE], rcx
-        xor r8d, r8d
-        xor edx, edx
+        mov qword ptr [r11 + RB_BUSY], 0
+.Lpage_made:
+        popfq
         clc
         ret
 .Lfull:
+        mov qword ptr [r11 + RB_BUSY], 0
+.Lpage_dropped:
         inc qword ptr [r11 + RB_DROPPED]
+        popfq
         stc
         ret
-END ring_buffer_reserve_slow
+END ring_buffer_next_page

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dynftrace_emu.ftrace.arch import FtraceArch
+from dynftrace_emu.ftrace.arch import FtraceArch, SiteState
 from dynftrace_emu.ftrace.encodings import JMP
 from tests.ftrace.tiny_kernel import HEADER, TinyKernel
 
@@ -26,8 +26,8 @@ def tiny() -> TinyKernel:
     return tiny
 
 
-def first_bytes(tiny: TinyKernel) -> list[int]:
-    return [tiny.bytes_at(function)[0] for function in ("f0", "f1", "f2", "f3")]
+def kinds(tiny: TinyKernel) -> list[str]:
+    return [tiny.kind(function) for function in ("f0", "f1", "f2", "f3")]
 
 
 @pytest.mark.parametrize("name", SEED_FUNCTIONS)
@@ -67,15 +67,58 @@ def test_replenish_adds_a_page_where_the_last_one_is_in_use(tiny: TinyKernel) ->
 def test_code_disable_takes_the_records_from_a_number_on(tiny: TinyKernel) -> None:
     outcome = tiny.ftrace.arch.code_disable(1)
     assert outcome.patched.tolist() == [True, True]
-    assert first_bytes(tiny) == [0xEB, 0xEB, 0xE8, 0xE8]
+    assert kinds(tiny) == ["jmp", "jmp", "call", "call"]
+
+
+def test_code_disable_makes_calls_of_those_that_are_wanted(tiny: TinyKernel) -> None:
+    outcome = tiny.ftrace.arch.code_disable(1, np.array([True, False]))
+    assert outcome.patched.tolist() == [True, True]
+    assert kinds(tiny) == ["traced", "jmp", "call", "call"]
+    assert tiny.ftrace.arch.states().tolist() == [
+        SiteState.NEW,  # f2 f0 f1
+        SiteState.TRACED,
+        SiteState.DISABLED,
+    ]
 
 
 def test_startup_and_shutdown_code_take_every_record(tiny: TinyKernel) -> None:
     arch = tiny.ftrace.arch
     assert arch.shutdown_code().patched.all()
-    assert first_bytes(tiny) == [0xEB, 0xEB, 0xEB, 0xE8]
+    assert kinds(tiny) == ["jmp", "jmp", "jmp", "call"]
     assert arch.startup_code().patched.all()
-    assert first_bytes(tiny) == [0xE8] * 4
+    assert kinds(tiny) == ["traced", "traced", "traced", "call"]
+    assert arch.shutdown_code().patched.all()
+    assert kinds(tiny) == ["jmp", "jmp", "jmp", "call"]
+
+
+def test_startup_and_shutdown_code_change_only_the_sites_that_differ(tiny: TinyKernel) -> None:
+    """Those that are as they should be are not even looked at: one has been spoiled meanwhile."""
+    arch = tiny.ftrace.arch
+    arch.startup_code(np.array([True, True, False]))  # f2 f0 f1
+    assert kinds(tiny) == ["traced", "jmp", "traced", "call"]
+    tiny.poke("f0", b"\x90" * 5)
+    outcome = arch.startup_code(np.array([False, True, True]))
+    assert outcome.patched.tolist() == [True, False, True]
+    assert outcome.already.tolist() == [False, True, False]
+    assert not outcome.failed.any()
+    assert tiny.bytes_at("f0") == b"\x90" * 5
+    assert [tiny.kind(function) for function in ("f1", "f2")] == ["traced", "jmp"]
+    outcome = arch.shutdown_code(np.array([False, True, True]))
+    assert outcome.already.all()
+    assert arch.shutdown_code().failed.tolist() == [False, True, False]
+    assert arch.startup_code().already.tolist() == [False, False, False]  # nor is a failed one
+
+
+def test_changing_says_which_sites_would_be_changed(tiny: TinyKernel) -> None:
+    arch = tiny.ftrace.arch
+    nobody, all_of_them = np.zeros(3, dtype=bool), np.ones(3, dtype=bool)
+    assert arch.changing(0, nobody).tolist() == [True] * 3
+    arch.code_disable(1)
+    assert arch.changing(0, nobody).tolist() == [True, False, False]
+    assert arch.changing(1, all_of_them[1:]).tolist() == [True, True]
+    tiny.poke("f0", b"\x90" * 5)
+    arch.startup_code()
+    assert arch.changing(0, nobody).tolist() == [True, False, True]  # f0 has failed
 
 
 def test_outcomes_are_in_the_order_of_the_records(tiny: TinyKernel) -> None:
@@ -93,4 +136,5 @@ def test_no_records_are_no_work() -> None:
     tiny = TinyKernel(boot_records=0, initcall=False)
     for convert in (tiny.ftrace.arch.startup_code, tiny.ftrace.arch.shutdown_code):
         assert convert().patched.tolist() == []
+    assert tiny.ftrace.arch.code_disable(0).patched.tolist() == []
     assert tiny.ftrace.arch.sites().dtype == np.uint64

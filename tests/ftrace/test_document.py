@@ -5,7 +5,7 @@ from __future__ import annotations
 import capstone
 
 from dynftrace_emu.ftrace.document import document, site_counts
-from tests.ftrace.invariants import NOP5, call_bytes, check_invariants
+from tests.ftrace.invariants import NOP5, call_bytes, check_invariants, traced_bytes
 
 RECORD_PORT = 0xF5
 
@@ -46,17 +46,32 @@ def test_sites_are_counted_by_their_bytes_at_the_end(make_run) -> None:
     before = site_counts(run)
     recorded = run.dynamic.arch.sites().tolist()
     jumps = [site for site in recorded if run.machine.memory.read(site, 1) == b"\xeb"]
-    one, other, third = jumps[:3]
+    one, other, third, fourth = jumps[:4]
     run.machine.memory.write(one, NOP5)
     run.machine.memory.write(other, call_bytes(run, other))
     run.machine.memory.write(third, b"\xcc" * 5)
+    run.machine.memory.write(fourth, traced_bytes(run, fourth))
     assert site_counts(run) == {
-        "call": before["call"] + 1,
-        "jmp": before["jmp"] - 3,
+        "call": before["call"] + 2,
+        "jmp": before["jmp"] - 4,
         "nop": 1,
         "failed": 1,
         "never_recorded": before["never_recorded"],
+        "traced": 1,
     }
+
+
+def test_traced_sites_are_those_that_call_the_tracers_at_the_end(make_run) -> None:
+    run = short_run(make_run, seconds=0.9, tracing=(0.6, None))
+    run.execute()
+    check_invariants(run)
+    result = document(run)
+    sites = result["sites"]
+    assert sites["traced"] > 100
+    assert sites["call"] == result["call_sites"]
+    assert result["tracing"][0]["sites"] == sites["traced"]
+    run.dynamic.ftraced_pass()
+    assert site_counts(run)["traced"] == result["records"]["used"]
 
 
 def test_a_failed_record_counts_as_failed_whatever_it_reads_as(make_run) -> None:

@@ -32,6 +32,9 @@ def test_there_and_back_byte_for_byte_and_nothing_beside_the_sites(disabled) -> 
     functions = ["f1", "f4", "f6"]
     tiny.call_all(functions)
 
+    def traced(function: str) -> bytes:
+        return tiny.call_bytes(function, "ftrace_caller")
+
     def expected(bytes_of) -> bytes:
         code = bytearray(before)
         for function in functions:
@@ -44,7 +47,7 @@ def test_there_and_back_byte_for_byte_and_nothing_beside_the_sites(disabled) -> 
     tiny.ftrace.ftraced_pass()
     assert tiny.memory.read(text.address, text.size) == away
     tiny.ftrace.startup()
-    assert tiny.memory.read(text.address, text.size) == before
+    assert tiny.memory.read(text.address, text.size) == expected(traced)
     tiny.ftrace.shutdown()
     assert tiny.memory.read(text.address, text.size) == away
 
@@ -56,10 +59,27 @@ def test_a_disabled_site_runs_without_a_call_and_an_enabled_one_calls(disabled) 
     for step in (None, tiny.ftrace.ftraced_pass, tiny.ftrace.startup, tiny.ftrace.shutdown):
         if step:
             step()
-        before = tiny.mcount_calls()
+        before = tiny.mcount_calls(), tiny.kernel.total("traced_calls")
         tiny.call("f0")
-        calls.append(tiny.mcount_calls() - before)
-    assert calls == [1, 0, 1, 0]
+        after = tiny.mcount_calls(), tiny.kernel.total("traced_calls")
+        calls.append((after[0] - before[0], after[1] - before[1]))
+    assert calls == [(1, 0), (0, 0), (0, 1), (0, 0)]  # mcount, the tracers
+
+
+@either
+def test_a_new_call_becomes_a_call_to_the_tracers_in_one_change(disabled) -> None:
+    """Only its displacement differs, and all of it is compared."""
+    tiny = TinyKernel(disabled=disabled)
+    tiny.ftrace.startup()
+    tiny.call_all(["f0", "f1"])
+    tiny.poke("f1", GARBAGE)
+    assert tiny.ftrace.ftraced_pass().patched == 1
+    assert (tiny.kind("f0"), tiny.bytes_at("f1")) == ("traced", GARBAGE)
+    [entry] = tiny.ftrace.arch.patcher.log
+    assert (entry.old, entry.new) == (
+        tiny.call_bytes("f0"),
+        tiny.call_bytes("f0", "ftrace_caller"),
+    )
 
 
 def change(old, new) -> TextChange:
@@ -77,6 +97,18 @@ def test_the_jump_is_one_16_bit_exchange_a_site_then_a_sync(old, new) -> None:
     assert exchange.new[0].tobytes().startswith(one_way[new is JMP])
     assert exchange.old[0].tobytes().startswith(one_way[old is JMP])
     assert sync == Sync()
+
+
+def test_a_call_to_elsewhere_is_one_exchange_of_all_five_bytes() -> None:
+    """Two bytes would do for no pair of these: the displacement differs."""
+    sites = np.array([0x1000, 0x2000], dtype=np.uint64)
+    for old in (CALL, JMP):
+        text = TextChange(sites, old.rows(sites, 0x500), CALL.rows(sites, 0xDEAD_BEEF))
+        exchange, sync = stop_machine_protocol(text)
+        assert isinstance(exchange, CompareExchange)
+        assert exchange.old.tolist() == text.old.tolist()
+        assert exchange.new.tolist() == text.new.tolist()
+        assert sync == Sync()
 
 
 def test_a_site_that_changed_since_it_was_checked_is_not_overwritten() -> None:
@@ -148,8 +180,7 @@ def test_a_site_that_changed_between_two_switches_fails_and_the_others_go_on(swi
     getattr(tiny.ftrace, switch)()
     assert tiny.bytes_at("f0") == GARBAGE
     assert [record.failed for record in tiny.records()] == [1, 0]
-    wanted = tiny.call_bytes("f1") if switch == "startup" else disabled_bytes(tiny, "f1", JMP)
-    assert tiny.bytes_at("f1") == wanted
+    assert tiny.kind("f1") == ("traced" if switch == "startup" else "jmp")
     assert len(tiny.ftrace.arch.patcher.mismatches) == 1
 
 
@@ -163,7 +194,7 @@ def test_a_site_that_has_the_wanted_bytes_already_is_done_not_failed(disabled) -
     assert tiny.hashed() == set()
     assert tiny.ftrace.arch.patcher.mismatches == []
     tiny.ftrace.startup()
-    assert tiny.bytes_at("f0") == tiny.call_bytes("f0")
+    assert tiny.bytes_at("f0") == tiny.call_bytes("f0", "ftrace_caller")
 
 
 def test_the_report_shows_both_codes_with_their_disassembly() -> None:
@@ -192,5 +223,6 @@ def test_the_log_names_what_was_changed_last() -> None:
     away, back = tiny.ftrace.arch.patcher.log
     assert (away.count, back.count) == (2, 2)
     assert away.first_sites == (tiny.site("f0"), tiny.site("f1"))
-    assert away.old == back.new == tiny.call_bytes("f0")
+    assert away.old == tiny.call_bytes("f0")
+    assert back.new == tiny.call_bytes("f0", "ftrace_caller")
     assert away.new == back.old == disabled_bytes(tiny, "f0", JMP)

@@ -11,6 +11,7 @@ from dynftrace_emu.machine.vcpu import Reg
 from tests.ftrace.tiny_kernel import TinyKernel, own_hash_long
 
 FUNCTIONS = [f"f{number}" for number in range(300)]
+IF = 1 << 9  # in EFLAGS
 
 
 # --- S1 ---
@@ -135,9 +136,30 @@ def test_mcount_hands_back_every_register_but_r11_whatever_it_leads_to() -> None
     check("f0")  # a miss
     check("f0")  # a hit
     tiny.ftrace.startup()
-    check("f0")  # the tracer
-    assert tiny.recorded() == ["f0"]
-    assert tiny.kernel.total("traced_calls") == 1
+    check("f0")  # the tracers, directly
+    check("f1")  # a miss, then the tracers
+    check("f1")  # a hit, then the tracers
+    assert tiny.recorded() == ["f0", "f1"]
+    assert tiny.kernel.total("traced_calls") == 3
+    tiny.ftrace.shutdown()
+    check("f2")
+    assert tiny.kernel.total("traced_calls") == 3
+
+
+def test_the_tracers_leave_the_interrupt_flag_as_it_was() -> None:
+    """They turn interrupts off meanwhile."""
+    tiny = TinyKernel()
+    tiny.call("f0")
+    tiny.ftrace.startup()
+    for function in ("f0", "f1"):
+        for flag in (0, IF):
+            cpu = tiny.begin(function)
+            cpu[Reg.RFLAGS] = cpu[Reg.RFLAGS] & ~IF | flag
+            tiny.run_to(cpu, tiny.address("ftrace_wanted"))
+            assert not cpu[Reg.RFLAGS] & IF
+            tiny.run_to(cpu, tiny.site(function) + 5)
+            assert cpu[Reg.RFLAGS] & IF == flag
+            tiny.finish(cpu)
 
 
 # --- S2: the checks, in their order ---
@@ -253,8 +275,28 @@ def test_a_call_that_was_in_mcount_while_tracing_came_on_is_not_recorded_twice(w
     tiny.run_to(late, tiny.address("ftrace_record_ip") if where == "mcount" else tiny.trap_at)
     tiny.call("f0", vcpu=0)
     tiny.ftrace.startup()
+    assert tiny.kind("f0") == "traced"
     tiny.finish(late)
     assert tiny.recorded() == ["f0"]
+    assert tiny.skipped() == {"patched": 1}
+    assert tiny.traps == (1 if where == "mcount" else 2)  # guest code looks at the map by itself
+    assert tiny.kernel.percpu("traced_calls") == [0, 1]  # it had not asked yet who wants it
+
+
+@pytest.mark.parametrize("where", ["mcount", "trap"])
+def test_a_call_that_was_in_mcount_while_its_site_was_made_to_call_the_tracers(where) -> None:
+    """By a pass, while tracing: there it goes, and it is not recorded anew."""
+    tiny = TinyKernel(vcpus=2)
+    tiny.ftrace.startup()
+    late = tiny.begin("f0", vcpu=1)
+    tiny.run_to(late, tiny.address("ftrace_record_ip") if where == "mcount" else tiny.trap_at)
+    tiny.call("f0", vcpu=0)
+    assert tiny.ftrace.ftraced_pass().patched == 1
+    assert tiny.kind("f0") == "traced"
+    tiny.finish(late)
+    assert tiny.recorded() == ["f0"]
+    assert tiny.skipped() == {"patched": 1}
+    assert tiny.kernel.percpu("traced_calls") == [1, 1]
 
 
 # --- S4 ---

@@ -19,21 +19,26 @@ def test_every_vcpu_executes_the_new_text_after_a_pass_and_after_each_switch(dis
     """Each vCPU has its own translation of f0, which it goes on with unless it is synced."""
     tiny = TinyKernel(vcpus=3, disabled=disabled)
 
-    def new_calls() -> list[int]:
-        before = tiny.kernel.percpu("mcount_calls")
+    def new_calls() -> tuple[list[int], list[int]]:
+        """Calls to mcount, and to the tracers, when each vCPU calls f0 once."""
+        counters = ("mcount_calls", "traced_calls")
+        before = [np.array(tiny.kernel.percpu(counter)) for counter in counters]
         for vcpu in range(3):
             tiny.call("f0", vcpu)
-        return [
-            now - then for now, then in zip(tiny.kernel.percpu("mcount_calls"), before, strict=True)
-        ]
+        mcount, traced = (
+            (tiny.kernel.percpu(counter) - then).tolist()
+            for counter, then in zip(counters, before, strict=True)
+        )
+        return mcount, traced
 
-    assert new_calls() == [1, 1, 1]
+    none, each = [0, 0, 0], [1, 1, 1]
+    assert new_calls() == (each, none)
     tiny.ftrace.ftraced_pass()
-    assert new_calls() == [0, 0, 0]
+    assert new_calls() == (none, none)
     tiny.ftrace.startup()
-    assert new_calls() == [1, 1, 1]
+    assert new_calls() == (none, each)
     tiny.ftrace.shutdown()
-    assert new_calls() == [0, 0, 0]
+    assert new_calls() == (none, none)
 
 
 def test_every_vcpu_is_synced_before_any_is_let_go() -> None:
@@ -113,6 +118,22 @@ def test_nothing_changes_while_a_saved_ip_points_inside_a_site() -> None:
     assert stop.tries == 3
 
 
+def test_a_stop_waits_for_no_task_that_sleeps(make_run) -> None:
+    """Nobody is switched out in a tracer, where interrupts are off.
+
+    So what looks like an ip there, on the stack of a task that sleeps, was left behind by a call
+    that is over, in a part of a frame that nobody has written to since. It must not count: the task
+    may sleep for ever, and the stop would fail.
+    """
+    run = make_run(
+        vcpus=1, seconds=4.0, period=0.2, boot_records=1000, seed=17, tracing=(0.5, None),
+        virtual_hz=500_000,
+    )  # fmt: skip
+    run.execute()
+    assert len(run.machine.stops) > 5
+    assert {stop.tries for stop in run.machine.stops} == {1}
+
+
 # --- S12 ---
 
 
@@ -146,6 +167,24 @@ def test_nmi_code_never_calls_mcount(make_run) -> None:
     assert sum(run.machine.nmis) > 200
     assert run.kernel.total("nmi_count") == sum(run.machine.nmis)
     assert calls == []
+
+
+def test_an_nmi_handler_counts_as_one_in_preempt_count(make_run) -> None:
+    """As Linux's nmi_enter() has it: bits of their own, above those of interrupts."""
+    run = nmi_run(make_run, seconds=0.3, tracing=(0.1, None))
+    inside, outside = set(), set()
+
+    def count(vcpu) -> int:
+        return run.kernel.percpu("preempt_count")[vcpu.index] >> 20
+
+    for vcpu in run.machine.vcpus:
+        for name, seen in (("default_do_nmi", inside), ("ftrace_caller", outside)):
+            vcpu.hook_instruction(
+                run.image.address(name), lambda vcpu, seen=seen: seen.add(count(vcpu))
+            )
+    run.execute()
+    assert sum(run.machine.nmis) > 20
+    assert (inside, outside) == ({1}, {0})
 
 
 def test_nmis_may_come_often_from_the_first_instruction_on(
@@ -219,8 +258,10 @@ def test_an_nmi_in_a_stop_sees_all_of_the_old_text_or_all_of_the_new(make_run) -
     def noting_park() -> None:
         park()
         stopped[0] = True
+        texts.append(memory.gather(run.dynamic.arch.sites(), 5).tobytes())
 
     def noting_release() -> None:
+        # A stop that has to be tried again lets them go with the text as it was.
         seen.clear()
         release()
         stopped[0] = False

@@ -61,37 +61,45 @@ def check(run: Run) -> None:
     steps = [task.steps for cpu in (0, 1) for task in run.kernel.tasks(cpu)]
     assert len([memory for memory, _ in steps if memory]) >= 10
     assert all(memory == register for memory, register in steps)  # nothing ran twice
+    assert run.kernel.total("traced_calls") > 1000
+    assert run.kernel.percpu("trace_busy") == run.kernel.percpu("trace_recursed") == [0, 0]
 
 
 @pytest.mark.parametrize("park", Park, ids=lambda park: park.value)
 def test_deterministic(park: Park) -> None:
     """And no text is stale: a site is run as a call exactly when it reads as one in memory.
 
-    Counted by a hook in front of sites, and by one at mcount that looks where it was called from.
+    A call to where its bytes say: to mcount, or to the tracers. Counted by a hook in front of
+    sites, and by one at each of the two that looks where it was called from.
     """
     run = toggling_run(0.004, engine=EngineName.DETERMINISTIC, seed=5, park=park)
     memory = run.machine.memory
     watched = frozenset(run.image.call_sites.tolist()[::16])
-    read_as_call, called = Counter(), Counter()
+    read_as_call, called = Counter(), Counter()  # by site and target
 
     def on_site(vcpu) -> None:
-        if memory.read(vcpu.rip, 1) == b"\xe8":
-            read_as_call[vcpu.rip] += 1
+        code = memory.read(vcpu.rip, 5)
+        if code[:1] == b"\xe8":
+            target = vcpu.rip + 5 + int.from_bytes(code[1:], "little", signed=True)
+            read_as_call[vcpu.rip, target] += 1
 
-    def on_mcount(vcpu) -> None:
+    def on_target(vcpu, target: int) -> None:
         site = memory.read_u64(vcpu[Reg.RSP]) - 5
         if site in watched:
-            called[site] += 1
+            called[site, target] += 1
 
+    targets = [run.image.address(name) for name in ("mcount", "ftrace_caller")]
     for vcpu in run.machine.vcpus:
-        vcpu.hook_instruction(run.image.address("mcount"), on_mcount)
+        for target in targets:
+            vcpu.hook_instruction(target, lambda vcpu, target=target: on_target(vcpu, target))
         for site in watched:
             vcpu.hook_instruction(site, on_site)
     run.execute()
     check(run)
     assert sum(tick.patched for tick in run.daemon.ticks) > 0
     assert called == read_as_call
-    assert len(called) > 10
+    for target in targets:
+        assert len([site for site, where in called if where == target]) > 10
 
 
 def test_threaded() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from dynftrace_emu.errors import OptionError
 from dynftrace_emu.ftrace.watch import Watch
-from tests.ftrace.invariants import call_bytes
+from tests.ftrace.invariants import call_bytes, traced_bytes
 from tests.ftrace.tiny_kernel import own_hash_long
 
 
@@ -24,7 +24,7 @@ def watched(make_run, function: str, **options) -> tuple:
 def test_the_life_of_a_site(make_run, site: str) -> None:
     run, lines = watched(make_run, "vfs_read", site=site, tracing=(1.2, 1.7))
     address = run.image.address("vfs_read") + 4
-    call = call_bytes(run, address)
+    call, traced = call_bytes(run, address), traced_bytes(run, address)
     away = b"\xeb\x03" + call[2:] if site == "jmp" else bytes.fromhex("0f1f440000")
     text = "\n".join(lines)
 
@@ -43,12 +43,13 @@ def test_the_life_of_a_site(make_run, site: str) -> None:
         ("before", call.hex(" ")),
         ("after", away.hex(" ")),
         ("before", away.hex(" ")),
-        ("after", call.hex(" ")),
-        ("before", call.hex(" ")),
+        ("after", traced.hex(" ")),
+        ("before", traced.hex(" ")),
         ("after", away.hex(" ")),
     ]
     assert changes[0][6:] == ["call", f"{run.image.mcount:#x}"]
     assert changes[1][6] == site
+    assert changes[3][6:] == ["call", f"{run.image.address('ftrace_caller'):#x}"]
     assert len([line for line in lines if re.search(r"vCPU [01] stands at \w+", line)]) == 6
     assert len([line for line in lines if "synced: 2 vCPUs" in line]) == 3
     assert [line.split()[3] for line in lines if "tracing on" in line or "tracing off" in line] == [
@@ -58,6 +59,25 @@ def test_the_life_of_a_site(make_run, site: str) -> None:
     assert away.hex(" ") in lines[-1]
     times = [float(m[1]) for line in lines if (m := re.match(r" +([\d.]+) s  ", line))]
     assert times == sorted(times)
+
+
+def test_a_site_that_runs_first_while_tracing_becomes_a_call_to_the_tracers(make_run) -> None:
+    """And passes that have nothing to do with a site are not in its life."""
+    run, lines = watched(make_run, "wb_kupdate", tracing=(1.0, 3.5), seconds=4.0)
+    address = run.image.address("wb_kupdate") + 4
+    call, traced = call_bytes(run, address), traced_bytes(run, address)
+    passes = [line.split()[2].rstrip(":") for line in lines if "machine stopped" in line]
+    assert passes == ["ftraced", "shutdown_code"]
+    changes = [line.split() for line in lines if re.match(r" +(before|after) ", line)]
+    assert [" ".join(words[1:6]) for words in changes] == [
+        call.hex(" "),
+        traced.hex(" "),
+        traced.hex(" "),
+        (b"\xeb\x03" + call[2:]).hex(" "),
+    ]
+    assert len(run.machine.stops) > 4
+    order = [line for line in lines if re.search("tracing o|first miss|machine stopped", line)]
+    assert ["on" in order[0], "miss" in order[1], "off" in order[-1]] == [True] * 3
 
 
 def test_a_site_that_never_ran_says_so(make_run) -> None:

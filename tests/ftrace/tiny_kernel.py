@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 RECORD_PORT = 0xF5
+NOP5 = bytes.fromhex("0f1f440000")
 PROLOGUE = 4  # push rbp; mov rbp, rsp
 HEADER = struct.Struct("<QI")  # struct ftrace_page: next, index
 RECORD = struct.Struct("<QQQI")  # struct dyn_ftrace: node.next, node.pprev, ip, failed
@@ -165,6 +166,25 @@ class TinyKernel:
         code = self.memory.read(recorder.address, recorder.size)
         return recorder.address + code.index(b"\xba\xf5\x00\x00\x00\xed") + 5
 
+    @property
+    def mcount_asks(self) -> int:
+        """The instruction of mcount that looks whether a tracer wants unknown sites."""
+        mcount = self.image.symbols["mcount"]
+        code = self.memory.read(mcount.address, mcount.size)
+        return mcount.address + code.rindex(b"\x48\x83\x3d")  # cmp qword ptr [rip + ...], 0
+
+    def is_in_tracer(self, address: int) -> bool:
+        """Whether a vCPU there has asked who wants a call, and has not told them all yet."""
+        function = self.image.function_at(address).name
+        if function == "ftrace_caller":
+            begin, end = "__ftrace_caller_section", "__ftrace_caller_section_end"
+            return self.address(begin) < address < self.address(end) or (
+                address >= self.address("__ftrace_caller_slow")
+            )
+        if function == "ftrace_caller_unknown":
+            return address > self.address("__ftrace_unknown_section")
+        return function.startswith(("function_", "ftrace_trace_", "save_stack", "ring_buffer_"))
+
     # --- looking ---
 
     def address(self, symbol: str) -> int:
@@ -174,10 +194,27 @@ class TinyKernel:
         """A traced function's call site: directly behind its prologue."""
         return self.address(function) + PROLOGUE
 
-    def call_bytes(self, function: str) -> bytes:
-        """The call as the assembler should have made it."""
+    def call_bytes(self, function: str, target: str = "mcount") -> bytes:
+        """The call as the assembler should have made it, or one that leads elsewhere."""
         site = self.site(function)
-        return b"\xe8" + struct.pack("<i", self.address("mcount") - (site + 5))
+        return b"\xe8" + struct.pack("<i", self.address(target) - (site + 5))
+
+    def kind(self, function: str) -> str:
+        """What a function's call site reads as, by all its five bytes."""
+        call = self.call_bytes(function)
+        kinds = {
+            call: "call",
+            self.call_bytes(function, "ftrace_caller"): "traced",
+            b"\xeb\x03" + call[2:]: "jmp",
+            NOP5: "nop",
+        }
+        return kinds[self.bytes_at(function)]
+
+    def map_word(self, function: str) -> int:
+        """The word of the site map that guest code finds for a function's call site."""
+        site = self.site(function)
+        address = (self.kernel.read("ftrace_map_bias") + (site & ~3)) % (1 << 64)
+        return struct.unpack("<I", self.memory.read(address, 4))[0]
 
     def bytes_at(self, function: str) -> bytes:
         return self.memory.read(self.site(function), 5)

@@ -1,5 +1,6 @@
 """What the loader leaves behind, read off registers and raw memory."""
 
+import re
 import resource
 import struct
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 from dynftrace_emu.errors import ImageError, OptionError
 from dynftrace_emu.kernel.boot import boot
 from dynftrace_emu.kernel.mini_kernel import workloads
-from dynftrace_emu.kernel.structs import BOOT_PARAMS
+from dynftrace_emu.kernel.structs import BOOT_PARAMS, PVCLOCK
 from dynftrace_emu.machine.engine import RunEnd
 from dynftrace_emu.machine.vcpu import Reg
 from tests.machine.guests import boot_guest, deterministic, image_of, words
@@ -121,12 +122,38 @@ def test_each_cpu_has_free_memory_of_its_own():
         assert (region.address, region.end, region.writable) == (start, end, True)
 
 
+def test_until_a_kernel_has_tasks_who_runs_is_pid_0():
+    kernel = boot_guest(WHO_AM_I, vcpus=3)
+    assert kernel.percpu("pid") == kernel.percpu("current") == [0, 0, 0]
+    assert list(kernel.tasks(0)) == []
+
+
+def test_there_is_ram_to_spare_and_the_host_has_not_committed_it():
+    """Half a GiB, and 64 MiB for each vCPU; RSS is what has been touched."""
+
+    def resident() -> int:
+        with open("/proc/self/statm") as statm:
+            return int(statm.read().split()[1]) * resource.getpagesize()
+
+    before = resident()
+    kernels = [boot_guest(WHO_AM_I, vcpus=vcpus) for vcpus in (1, 4)]
+    for kernel, vcpus in zip(kernels, (1, 4), strict=True):
+        size = kernel.machine.memory.size
+        assert size >= (512 << 20) + vcpus * (64 << 20)
+        spare = kernel.machine.memory.alloc_pages((512 << 20) // 4096, "spare")
+        assert spare.size == 512 << 20
+    assert resident() - before < 256 << 20
+
+
 def test_words_of_the_machine_are_those_of_the_per_cpu_area():
     kernel = boot_guest(WHO_AM_I.replace("ret\n", "SAFEPOINT\n        ret\n"), vcpus=2)
     for cpu, cpu_words in enumerate(kernel.machine.words):
         for field in ("requests", "clock_ns", "preempt_count"):
             getattr(cpu_words, field)[0] = 100 + cpu
             assert kernel.percpu(field)[cpu] == 100 + cpu
+        values = tuple(cpu + n for n in range(len(PVCLOCK.fields)))
+        cpu_words.pvclock[0] = values
+        assert kernel.pcpu(cpu)["pvclock"][0].item() == values
     assert boot_guest(WHO_AM_I).machine.words[0].requests is None  # it polls none
 
 
@@ -154,8 +181,9 @@ def test_a_number_of_vcpus_that_is_not_possible_is_refused(dynamic, vcpus):
         boot(dynamic, vcpus, deterministic(), workload=workloads(dynamic)["default"])
 
 
-def test_a_host_without_the_address_space_is_told_in_one_line():
-    """Under ulimit -v 6 GiB: 2 vCPUs fit, 64 are refused before any is made."""
+@pytest.mark.parametrize("limit_gib", [4, 6])
+def test_a_host_without_the_address_space_is_told_in_one_line(limit_gib):
+    """Under ulimit -v 2 vCPUs fit, 64 are refused before any is made, or their RAM is."""
     code = """
 from dynftrace_emu.errors import AddressSpaceError
 from tests.kernel.test_boot import WHO_AM_I
@@ -166,7 +194,7 @@ try:
 except AddressSpaceError as error:
     print(error.exit_code, error)
 """
-    limit = 6 << 30
+    limit = limit_gib << 30
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
@@ -177,7 +205,8 @@ except AddressSpaceError as error:
     )
     first, *lines = done.stdout.splitlines()
     assert first == "offline", done.stderr
-    assert len(lines) == 1
-    assert lines[0].startswith("2 64 vCPUs need 64 GiB of address space")
+    assert len(lines) == 1, done.stderr
+    needed = re.match(r"2 64 vCPUs need (\d+) GiB of address space", lines[0])
+    assert 64 + 4 <= int(needed[1]) < 64 + 6  # their own, and the RAM
     assert "ulimit -v" in lines[0]
     assert not done.stderr

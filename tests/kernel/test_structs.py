@@ -8,16 +8,31 @@ from dynftrace_emu.kernel import structs
 from dynftrace_emu.kernel.image import KernelImage
 from dynftrace_emu.kernel.structs import (
     BOOT_PARAMS,
+    BUFFER_PAGE,
     DYN_FTRACE,
     ENTRIES_PER_PAGE,
     FTRACE_PAGE,
     PCPU,
+    PROBE,
+    PROFILE,
+    PVCLOCK,
+    RB,
+    RB_PAGE,
+    RET_ENTRY,
+    RET_STACK,
     TASK,
+    EventId,
+    ProbeKind,
+    RetFlag,
+    TraceBit,
     asm_offsets,
 )
 from dynftrace_emu.machine.hypercalls import Port, Request
 
-STRUCTS = (BOOT_PARAMS, DYN_FTRACE, FTRACE_PAGE, PCPU, TASK)
+STRUCTS = (
+    BOOT_PARAMS, BUFFER_PAGE, DYN_FTRACE, FTRACE_PAGE, PCPU, PROBE, PROFILE, PVCLOCK, RB, RB_PAGE,
+    RET_ENTRY, RET_STACK, TASK,
+)  # fmt: skip
 
 
 def displacements(body):
@@ -46,9 +61,44 @@ def test_an_assembled_load_reaches_the_field_that_numpy_reads(struct):
 
 
 def test_per_cpu_loads_reach_their_field_through_gs():
+    """All its fields are words of 8 bytes, alone, or several in a row."""
     names = PCPU.dtype.names
     loads = "\n".join(f"mov rcx, gs:[PCPU_{name.upper()}]" for name in names)
-    assert displacements(loads) == [8 * n for n in range(len(names))]
+    expected, end = [], 0
+    for name in names:
+        size = PCPU.dtype.fields[name][0].itemsize
+        assert size % 8 == 0
+        expected.append(end)
+        end += size
+    assert displacements(loads) == expected
+
+
+def test_what_lies_in_several_words_of_a_per_cpu_area_has_the_length_that_assembly_knows():
+    known = asm_offsets()
+    fields = PCPU.dtype.fields
+    assert fields["pvclock"][0] == PVCLOCK.dtype
+    assert fields["trace_buffers"][0].shape == (structs.TRACE_BITS,)
+    assert fields["stack_ips"][0].shape == fields["stack_sizes"][0].shape
+    assert fields["stack_ips"][0].shape == (known["STACK_TRACE_ENTRIES"],)
+
+
+def test_bits_and_kinds_have_their_names_in_assembly():
+    known = asm_offsets()
+    for prefix, enum in (
+        ("TRACE_BIT", TraceBit), ("RET", RetFlag), ("PROBE", ProbeKind), ("EVENT", EventId),
+    ):  # fmt: skip
+        for member in enum:
+            assert known[f"{prefix}_{member.name}"] == member
+    assert len({bit.value for bit in TraceBit}) == len(TraceBit)
+    assert max(TraceBit) == TraceBit.INSTANCE < structs.TRACE_BITS
+    assert TraceBit.KNOWN == 7  # in the byte that the recorder tests
+
+
+def test_a_shadow_stack_holds_what_assembly_thinks_it_does():
+    known = asm_offsets()
+    room = known["RET_STACK_BYTES"] - RET_STACK.size
+    assert known["RET_STACK_ENTRIES"] == room // RET_ENTRY.size > 100
+    assert structs.STACK_SLOT == 2 * structs.RET_STACK_BYTES  # a shift by one leads there
 
 
 def test_fields_follow_each_other_without_holes():

@@ -8,7 +8,7 @@ import pytest
 from dynftrace_emu.errors import GuestFault, ImageError
 from dynftrace_emu.kernel.boot import boot
 from dynftrace_emu.kernel.mini_kernel import mini_kernel, workloads
-from dynftrace_emu.machine.memory import DIRECT_MAP, PAGE_SIZE, GuestMemory
+from dynftrace_emu.machine.memory import COUNTER_PAGE, DIRECT_MAP, PAGE_SIZE, GuestMemory
 from tests.machine.guests import boot_guest, deterministic, page_table_entries
 
 WRITABLE, NO_EXECUTE = 1 << 1, 1 << 63
@@ -47,6 +47,10 @@ def test_the_regions_table_says_what_the_page_tables_say(mini_kernel_booted):
             flags = 1 | (WRITABLE if region.writable else 0)
             flags |= 0 if region.executable else NO_EXECUTE
             expected[region.address + offset] = region.physical + offset | flags
+    # The count of instructions is no RAM: a page of each vCPU's own, which nobody can write to.
+    assert COUNTER_PAGE not in expected
+    assert memory.read(COUNTER_PAGE, 8) is None
+    expected[COUNTER_PAGE] = memory.size | 1 | NO_EXECUTE
     assert mapped_pages(memory) == expected
 
 

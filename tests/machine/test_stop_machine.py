@@ -60,6 +60,26 @@ def test_inside_a_span_means_behind_its_first_byte(starts, size, ips):
         assert span.inside(array(*ips)).tolist() == expected
 
 
+@given(
+    sections=st.lists(st.tuples(st.integers(0, 60), st.integers(0, 9)), max_size=4),
+    ips=st.lists(st.integers(0, 80)),
+)
+def test_inside_a_critical_section_means_from_its_first_byte_to_its_last(sections, ips):
+    """Sections may touch, or lie in one another; an ip in two of them may be named twice."""
+    span = TextSpan(array(), 5, tuple((start, start + size) for start, size in sections))
+    expected = {ip for ip in ips if any(a <= ip < a + n for a, n in sections)}
+    assert set(span.inside(array(*ips)).tolist()) == expected
+    assert bool(span) == bool(sections)
+
+
+def test_sites_and_sections_together_are_both_inside():
+    span = TextSpan(array(100), 5, ((10, 20), (200, 201)))
+    ips = (9, 10, 19, 20, 100, 101, 104, 105, 200, 201)
+    assert sorted(span.inside(array(*ips)).tolist()) == [10, 19, 101, 104, 200]
+    assert not TextSpan(array(), 5)
+    assert TextSpan(array(1), 5)
+
+
 # --- where vCPUs park ---
 
 SECTIONS = (
@@ -217,6 +237,30 @@ def test_where_each_vcpu_stood_is_kept_with_the_time():
 def test_stop_machine_returns_what_the_function_returns():
     kernel = boot_guest(SECTIONS)
     assert kernel.machine.stop_machine(lambda: "done") == "done"
+
+
+def test_before_the_first_instruction_there_is_nobody_to_stop():
+    """No vCPU may be parked yet by Linux's rule: interrupts are off at reset. It is no stop."""
+    kernel = boot_guest(PATCHED_LOOP, vcpus=2)
+    machine = kernel.machine
+
+    def change():
+        poke(kernel, "target", b"\xb8\x02\x00\x00\x00")  # mov eax, 2
+        with pytest.raises(MachineBusyError):
+            machine.stop_machine(lambda: None)
+        return "done"
+
+    def never():
+        raise AssertionError("no ip can be inside anything yet")
+
+    assert machine.stop_machine(change, never) == "done"
+    assert machine.stops == []
+    assert not any(vcpu.is_stale for vcpu in machine.vcpus)
+    assert machine.now() == 0
+    machine.run(0.01)
+    assert kernel.read("last") == 2
+    machine.stop_machine(lambda: None)
+    assert len(machine.stops) == 1
 
 
 def test_halted_offline_and_waiting_cpus_need_no_parking():
@@ -492,6 +536,53 @@ def test_a_vcpu_inside_a_site_is_stepped_out_before_the_function_runs(with_span)
         assert vcpu[Reg.RBX] - vcpu[Reg.R12] in (0, 1)
 
 
+@pytest.mark.parametrize("park", Park)
+def test_a_vcpu_in_a_critical_section_is_led_out_of_it_however_long_it_is(park):
+    """At its first instruction, too; its end is outside. Interrupts are off there or not."""
+    kernel = boot_guest(
+        """
+    ENTRY startup_64
+    """
+        + START_OTHER
+        + """
+        jmp work
+    END startup_64
+    ENTRY secondary_startup_64
+        LOAD_IDT
+        jmp work
+    END secondary_startup_64
+    ENTRY work
+        sti
+    1:  inc rbx
+    section:
+        mov ecx, 300
+    2:  dec ecx
+        jnz 2b
+    section_end:
+        inc r12
+        jmp 1b
+    END work
+    """,
+        vcpus=2,
+        engine=deterministic(seed=3, park=park),
+    )
+    machine, ips = kernel.machine, []
+    section = tuple(kernel.image.address(name) for name in ("section", "section_end"))
+    span = TextSpan(array(), 5, (section,))
+
+    def stop():
+        machine.stop_machine(lambda: ips.extend(v.rip for v in machine.vcpus), lambda: span)
+
+    every(machine, 0.000_501, stop)
+    machine.run(0.03)
+    assert len(ips) > 50
+    assert not [ip for ip in ips if section[0] <= ip < section[1]]
+    assert {stop.tries for stop in machine.stops} == {1}
+    for vcpu in machine.vcpus:
+        assert vcpu[Reg.RBX] - vcpu[Reg.R12] in (0, 1)
+        assert vcpu[Reg.R12] > 10
+
+
 def test_an_nmi_frame_inside_a_site_makes_the_stop_wait():
     """Parked anywhere, vCPUs stand in NMI handlers whose frame is on the NMI stack."""
     kernel = boot_guest(
@@ -696,6 +787,7 @@ def test_a_task_switched_out_inside_a_site_makes_the_stop_try_again():
     kernel = boot_guest(WITH_TASK)
     machine, calls = kernel.machine, []
     target = kernel.image.address("target")
+    machine.run(0.001)
     saved = put_switched_out_task(kernel, target + 2)
     tries = 0
 
@@ -716,6 +808,7 @@ def test_a_saved_ip_that_stays_inside_a_site_ends_in_an_error_and_nothing_is_cha
     kernel = boot_guest(WITH_TASK)
     machine, calls = kernel.machine, []
     target = kernel.image.address("target")
+    machine.run(0.001)
     put_switched_out_task(kernel, target + 4)
     text = machine.memory.read(target, 16)
     rounds = kernel.read("rounds")
