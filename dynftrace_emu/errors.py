@@ -20,6 +20,7 @@ __all__ = [
     "MachineBusyError",
     "OptionError",
     "PatchMismatch",
+    "RecordError",
     "StopMachineTimeout",
     "TextBusyError",
 ]
@@ -96,6 +97,10 @@ class PatchMismatch(DynftraceError):
             f"site {where}: expected {expected.hex(' ')}, found {found.hex(' ')}",
         )
         self.ip, self.expected, self.found = ip, expected, found
+
+
+class RecordError(DynftraceError):
+    """What is recorded cannot be written; what was written before is kept."""
 
 
 class StopMachineTimeout(DynftraceError):

@@ -13,6 +13,7 @@ import click
 
 from dynftrace_emu._version import __version__
 from dynftrace_emu.cli.inspect import inspect
+from dynftrace_emu.cli.record import record
 from dynftrace_emu.cli.run import run
 from dynftrace_emu.errors import DynftraceError
 
@@ -34,6 +35,7 @@ def cli() -> None:
 
 
 cli.add_command(run)
+cli.add_command(record)
 cli.add_command(inspect)
 
 

@@ -70,21 +70,12 @@ def _tell_lost(page: NDArray[np.uint64], commit: int, lost: int) -> None:
 
 @dataclass(slots=True)
 class Packer:
-    """Packs one CPU's events. Its last page stays open: later events go on there.
-
-    ``pages`` returns the pages to write; the first of them replaces the last page written before
-    if ``replaces`` was true.
-    """
+    """Packs one CPU's events. Its last page stays open: later events go on there."""
 
     _tail: NDArray[np.uint32] | None = None
     _fill: int = 0  # bytes of events in the tail
     _lost: int = field(default=0)  # told in the tail
     _ts: int = 0
-
-    @property
-    def replaces(self) -> bool:
-        """The next pages begin with one that was written already."""
-        return self._tail is not None
 
     def close_page(self) -> None:
         """Let the next event begin a new page."""
@@ -92,18 +83,24 @@ class Packer:
 
     def pages(
         self, table: NDArray[Any], payloads: Sequence[object], lost: int
-    ) -> NDArray[np.uint64]:
-        """``table`` (dtype EVENT, not empty) in pages; ``lost`` events went before it."""
-        if lost or self._tail is None:
-            self._tail, self._lost = None, lost
+    ) -> tuple[NDArray[np.uint64], bool]:
+        """``table`` (dtype EVENT, not empty) in pages; ``lost`` events went before it.
+
+        True: the first of them takes the place of the last one from before.
+        """
+        ts = table["ts"]
+        if lost or int(ts[0]) - self._ts >= _MAX_EXTEND:
+            self.close_page()
+        replaces = self._tail is not None
+        self._lost = self._lost if replaces else lost
         parts: list[NDArray[np.uint64]] = []
-        for start, stop, new_page in _parts(table["ts"], self._ts):
+        for start, stop, new_page in _parts(ts):
             if new_page:
                 self.close_page()
             elif parts:
                 parts[-1] = parts[-1][:-1]  # its open page is the first of this part
             parts.append(self._part(table[start:stop], payloads))
-        return np.concatenate(parts) if len(parts) > 1 else parts[0]
+        return (np.concatenate(parts) if len(parts) > 1 else parts[0]), replaces
 
     def _part(self, table: NDArray[Any], payloads: Sequence[object]) -> NDArray[np.uint64]:
         ts = np.maximum.accumulate(table["ts"])
@@ -197,14 +194,13 @@ class Packer:
             self._lost = 0
 
 
-def _parts(ts: NDArray[np.uint64], before: int) -> list[tuple[int, int, bool]]:
+def _parts(ts: NDArray[np.uint64]) -> list[tuple[int, int, bool]]:
     """Where to cut a table into parts, and if a part needs a page of its own.
 
     It does where more time has passed than a time extend can tell.
     """
     gaps = np.zeros(len(ts), np.bool_)
     gaps[1:] = (ts[1:] > ts[:-1]) & (ts[1:] - ts[:-1] >= _MAX_EXTEND)
-    gaps[0] = int(ts[0]) - before >= _MAX_EXTEND
     far = set(np.flatnonzero(gaps).tolist())
     cuts = sorted({*range(0, len(ts), _PART), *far})
     return list(zip(cuts, [*cuts[1:], len(ts)], [cut in far for cut in cuts], strict=True))

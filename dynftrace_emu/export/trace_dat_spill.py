@@ -15,9 +15,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from dynftrace_emu.export.trace_dat_header import build_table, read_header
+from dynftrace_emu.export.trace_dat_header import Header, build_table, read_header
 from dynftrace_emu.export.trace_file_error import TraceFileError
-from dynftrace_emu.kernel.structs import PAGE_SIZE
+from dynftrace_emu.kernel.structs import BUFFER_PAGE, PAGE_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,14 +61,21 @@ class Spill:
 
         :raises OSError: there is no room. Pages that were written whole stay.
         """
-        at = self.size - PAGE_SIZE if replaces else self.size
+        if replaces:
+            # The header last: until it is there, the page is as it was.
+            page, data = data[:PAGE_SIZE], data[PAGE_SIZE:]
+            self._put(self.size - PAGE_SIZE + BUFFER_PAGE.size, page[BUFFER_PAGE.size :])
+            self._put(self.size - PAGE_SIZE, page[: BUFFER_PAGE.size])
+        self._put(self.size, data)
+
+    def _put(self, at: int, data: memoryview) -> None:
         self._file.seek(at)
-        done = 0
         try:
-            while done < len(data):
-                done += self._file.write(data[done:])
+            while data:
+                done = self._file.write(data)
+                at, data = at + done, data[done:]
         finally:
-            self.size = max(self.size, at + done // PAGE_SIZE * PAGE_SIZE)
+            self.size = max(self.size, at // PAGE_SIZE * PAGE_SIZE)
 
     def read(self, at: int, count: int) -> bytes:
         """So many bytes from ``at``."""
@@ -95,9 +102,9 @@ class Spill:
         self._file.close()
 
 
-def assemble(target: BinaryIO, table_at: int, spills: Sequence[Spill]) -> None:
+def assemble(target: BinaryIO, table_at: int, header_end: int, spills: Sequence[Spill]) -> None:
     """Put the data behind the header that ``target`` holds, and empty the spills."""
-    rows, at = [], table_at + 16 * len(spills)
+    rows, at = [], header_end
     for spill in spills:
         at = -(-at // PAGE_SIZE) * PAGE_SIZE
         rows.append((at, spill.size))
@@ -145,14 +152,14 @@ def recover(path: str | Path) -> bool:
             fcntl.flock(target, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise TraceFileError(f"{path}: it is still being recorded") from None
-        header = read_header(target, os.fstat(target.fileno()).st_size, str(path))
-        _finish(target, header.table_at, header.table, found)
+        size = os.fstat(target.fileno()).st_size
+        header = read_header(target, size, str(path))
+        _finish(target, size, header, found)
     return True
 
 
-def _finish(
-    target: BinaryIO, table_at: int, table: list[tuple[int, int]], found: dict[int, Path]
-) -> None:
+def _finish(target: BinaryIO, size: int, header: Header, found: dict[int, Path]) -> None:
+    table = header.table
     ours = {cpu: Spill.open(path) for cpu, path in found.items() if cpu < len(table)}
     if any(offset for offset, _ in table):  # it was interrupted while moving
         for cpu, spill in ours.items():
@@ -160,7 +167,10 @@ def _finish(
             _move(target, table[cpu][0], spill)
     else:
         nothing = open(os.devnull, "r+b", buffering=0)  # noqa: PTH123, SIM115
-        assemble(target, table_at, [ours.get(cpu) or Spill(nothing) for cpu in range(len(table))])
+        spills = [ours.get(cpu) or Spill(nothing) for cpu in range(len(table))]
+        assemble(target, header.table_at, size, spills)  # so far there is the header alone
         nothing.close()
     for spill in ours.values():
-        spill.remove()
+        spill.close()
+    for path in found.values():
+        path.unlink()

@@ -14,7 +14,12 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Self
 import numpy as np
 
 from dynftrace_emu.export.trace_dat_format import HOST_EVENTS, HOST_PID
-from dynftrace_emu.export.trace_dat_header import build_header, build_table, cpu_stat_text
+from dynftrace_emu.export.trace_dat_header import (
+    build_clocks,
+    build_header,
+    build_table,
+    cpu_stat_text,
+)
 from dynftrace_emu.export.trace_dat_host import host_body
 from dynftrace_emu.export.trace_dat_pack import LOST_UNKNOWN, Packer, add_lost, copy_pages
 from dynftrace_emu.export.trace_dat_spill import Spill, assemble, find_spills, spill_path
@@ -60,7 +65,7 @@ class TraceDatWriter:
         else:
             assert not isinstance(target, str | Path)
             self._target = target
-        self._header = b""
+        self._header, self._header_end = b"", 0
         self._write_header(streams)
         self._spills = [self._open_spill(cpu) for cpu in range(streams)]
 
@@ -89,9 +94,7 @@ class TraceDatWriter:
             self._lost[cpu] = add_lost(self._lost[cpu], lost)
             if not len(table):
                 return
-            packer = self._packers[cpu]
-            replaces = packer.replaces and not self._lost[cpu]
-            pages = packer.pages(table, payloads, self._lost[cpu])
+            pages, replaces = self._packers[cpu].pages(table, payloads, self._lost[cpu])
             self._write(cpu, pages, replaces=replaces)
 
     def add_host_event(self, event: HostEvent) -> None:
@@ -161,13 +164,13 @@ class TraceDatWriter:
         header = build_header(self.info, streams, self._stats)
         if header == self._header:
             return
-        data = header + build_table([(0, 0)] * streams)
+        data = header + build_table([(0, 0)] * streams) + build_clocks(self.info)
         if self._header and self._path is not None:
             self._replace_target(self._path, data)
         else:
             self._target.seek(0)
             self._target.write(data)
-        self._header = header
+        self._header, self._header_end = header, len(data)
 
     def _replace_target(self, path: Path, data: bytes) -> None:
         """At no time is there half a header."""
@@ -194,7 +197,7 @@ class TraceDatWriter:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             streams = nr_cpus + 1  # the disk is full: the first header does
-        assemble(self._target, len(self._header), self._spills[:streams])
+        assemble(self._target, len(self._header), self._header_end, self._spills[:streams])
         for spill in self._spills:
             spill.remove()
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from dynftrace_emu.kernel.structs import (
     PAGE_SIZE,
+    RET_STACK,
     RET_STACK_BYTES,
     STACK_AREA,
     STACK_SLOT,
@@ -56,14 +57,25 @@ class RetStacks:
 
     def __init__(self, kernel: GuestKernel, pool: PagePool) -> None:
         self._kernel, self._pool = kernel, pool
-        self._made = False
+        self._address: int | None = None
+
+    def open_calls(self, cpu: int) -> int:
+        """On a CPU: calls of the present run of the tracer that are hooked and shown."""
+        if self._address is None:
+            return 0
+        session = self._kernel.read("ftrace_graph_session")
+        stacks = self._kernel.machine.memory.view(
+            self._address + cpu * STACKS_PER_CPU * RET_STACK_BYTES, "u1", STACKS_PER_CPU * RET_STACK_BYTES
+        ).reshape(STACKS_PER_CPU, RET_STACK_BYTES)
+        heads = np.ascontiguousarray(stacks[:, : RET_STACK.size]).view(RET_STACK.dtype)[:, 0]
+        return int(heads["graph_depth"][heads["session"] == session].sum())
 
     def alloc(self) -> None:
         """Make them, if there are none.
 
         :raises ImageError: the guest's RAM is used up.
         """
-        if self._made:
+        if self._address is not None:
             return
         stacks = STACKS_PER_CPU * len(self._kernel.machine.vcpus)
         address = self._pool.alloc(stacks * RET_STACK_BYTES // PAGE_SIZE)
@@ -71,4 +83,4 @@ class RetStacks:
         self._kernel.write("ftrace_ret_stacks", address)
         self._kernel.write("ftrace_ret_stack_area", STACK_AREA)
         self._kernel.write("ftrace_ret_stack_area_size", stacks * STACK_SLOT)
-        self._made = True
+        self._address = address

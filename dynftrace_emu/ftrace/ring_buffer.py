@@ -70,6 +70,30 @@ class Pages:
     first: NDArray[np.int64]
     commit: NDArray[np.int64]
 
+    def select(self, which: Any) -> Pages:
+        """Those that an index, a mask or a slice names."""
+        return Pages(self.raw[which], self.number[which], self.first[which], self.commit[which])
+
+    def end(self) -> int:
+        """The number of the event that comes behind the last of these, which must not be none."""
+        last = self.select(slice(-1, None))
+        _, _, page = decode_pages(last.raw, last.commit, last.first)
+        return int(self.first[-1]) + len(page)
+
+
+@dataclass(frozen=True, slots=True)
+class PagesRead:
+    """Consumed: ``events`` in all, of which ``lost`` more are gone before.
+
+    Where some of the first page had been consumed already, its others come as events in ``rest``;
+    they lie before ``pages``.
+    """
+
+    rest: Events | None
+    pages: Pages
+    events: int
+    lost: int
+
 
 class RingBufferCpu:
     """The buffer of one CPU: ``struct rb``, a table, and pages, all in guest memory."""
@@ -177,6 +201,25 @@ class RingBufferCpu:
                 used,
                 int(table["ts"][0]) if len(table) else None,
             )
+
+    def read_pages(self, *, last: bool) -> PagesRead:
+        """Consume whole pages: those that nobody writes any more, or with ``last`` all there are."""
+        with self._lock:
+            pages = self._copy()
+            if not last:
+                pages = pages.select(pages.number < self.get("page_no"))
+            if not len(pages.number):
+                return PagesRead(None, pages, 0, 0)
+            end = pages.end()
+            if not last:
+                self._rb["reader_page"] = int(pages.number[-1]) + 1
+            rest, lost = None, max(0, int(pages.first[0]) - self._next)
+            if pages.first[0] < self._next:
+                rest, _, _ = self._decode(pages.select(slice(0, 1)))
+                pages = pages.select(slice(1, None))
+            events = end - self._next - lost
+            self._next, self._read, self._overrun = end, self._read + events, self._overrun + lost
+            return PagesRead(rest, pages, events, lost)
 
     def pages(self) -> Pages:
         """Whole pages as they are, from the one that holds the next event to be read on."""

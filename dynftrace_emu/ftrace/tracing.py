@@ -162,6 +162,10 @@ class Tracing:
 
         self.stop(write)
 
+    def open_calls(self, cpu: int) -> int:
+        """Calls that function_graph has shown the entry of, on a CPU, and that have not returned."""
+        return self.ret_stacks.open_calls(cpu)
+
     def option(self, array: TraceArray, name: str) -> bool:
         """Whether an option is on for a trace array."""
         return array.options.get(name, OPTIONS[name])

@@ -1,0 +1,147 @@
+"""``dynftrace-emu record``, with the letters trace-cmd users know."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dynftrace_emu.cli.options import image_argument
+from dynftrace_emu.cli.run_options import run_options, to_run_options
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from dynftrace_emu.export.recorder import RecordedCpu
+    from dynftrace_emu.ftrace.options import RunOptions
+
+__all__ = ["record"]
+
+
+@click.command(
+    epilog="\b\nExamples:\n  dynftrace-emu record -p function_graph -o trace.dat\n"
+    "  dynftrace-emu record -p function -l 'vfs_*' -b 8192 --engine deterministic --seconds 2"
+)
+@image_argument()
+@click.option(
+    "-p", "tracer", default="function", show_default=True, metavar="TRACER", help="The tracer."
+)
+@click.option("-l", "filters", multiple=True, metavar="GLOB", help="Trace only these functions.")
+@click.option("-n", "notrace", multiple=True, metavar="GLOB", help="Trace none of these.")
+@click.option(
+    "-g", "graph", multiple=True, metavar="FUNC", help="function_graph: FUNC and what it calls."
+)
+@click.option(
+    "-O", "trace_options", multiple=True, metavar="OPTION", help="A trace option; no... for off."
+)
+@click.option("-C", "clock", metavar="CLOCK", help="The trace clock. [default: local]")
+@click.option("-b", "size_kb", type=int, metavar="KB", help="KiB of each vCPU's buffer.")
+@click.option(
+    "-o",
+    "output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("trace.dat"),
+    show_default=True,
+    help="The file to make: trace.dat, or by its extension what convert makes.",
+)
+@run_options()
+def record(
+    tracer: str,
+    filters: tuple[str, ...],
+    notrace: tuple[str, ...],
+    graph: tuple[str, ...],
+    trace_options: tuple[str, ...],
+    clock: str | None,
+    size_kb: int | None,
+    output: Path,
+    as_json: bool,
+    verbose: bool,
+    **values: Any,
+) -> int:
+    """Run IMAGE, trace it from its first instruction, and record the trace in a file.
+
+    Every option of run is there too; a --at that writes current_tracer or tracing_on says when
+    tracing begins instead.
+    """
+    if values["discover"] is None and values["variant"] == "dynamic":
+        values["discover"] = "scan"
+    writes = [
+        *([f"buffer_size_kb={size_kb}"] if size_kb is not None else ()),
+        *([f"trace_clock={clock}"] if clock is not None else ()),
+        *(f"trace_options={option}" for option in trace_options),
+        *_choice("set_ftrace_filter", filters),
+        *_choice("set_ftrace_notrace", notrace),
+        *_choice("set_graph_function", graph),
+        *_start(tracer, values["at"]),
+    ]
+    values["set"] = (*writes, *values["set"])
+    options = to_run_options(values)
+    return _execute(options, output, as_json=as_json, verbose=verbose)
+
+
+def _choice(file: str, patterns: Sequence[str]) -> Iterator[str]:
+    for index, pattern in enumerate(patterns):
+        yield f"{file}{'+' if index else ''}={pattern}"
+
+
+def _start(tracer: str, at: Sequence[str]) -> Iterator[str]:
+    """Set the tracer now, unless a timed write sets it; be deaf until one turns tracing on."""
+    later = [text.partition(":")[2] for text in at]
+    if any(text.startswith("tracing_on=1") for text in later):
+        yield "tracing_on=0"
+    if not any(text.startswith("current_tracer=") for text in later):
+        yield f"current_tracer={tracer}"
+
+
+def _execute(options: RunOptions, output: Path, *, as_json: bool, verbose: bool) -> int:
+    from dynftrace_emu.cli.execution import finish, interruptible, print_console, run_and_catch
+    from dynftrace_emu.cli.live import TickView
+    from dynftrace_emu.errors import DynftraceError
+    from dynftrace_emu.export.convert import converter, convert_recording
+    from dynftrace_emu.export.recorder import Recorder
+    from dynftrace_emu.ftrace.run import Run
+    from dynftrace_emu.tracefs.controls import Controls
+
+    convert = converter(output)  # refuses an extension that nothing makes, before anything runs
+    target = output if convert is None else output.with_name(f"{output.name}.trace.dat")
+    with ExitStack() as stack:
+        view = None if as_json else stack.enter_context(TickView(options.vcpus))
+        traced = Run(replace(options), on_tick=view.show if view else None)
+        controls = Controls(traced)
+        recorder = Recorder(traced, target)
+        if traced.note:
+            click.echo(f"note: {traced.note}", err=True)
+        if verbose:
+            traced.machine.console.on_line = print_console
+        if view is not None:
+            view.begin(traced)
+        recorded: list[RecordedCpu] = []
+        with interruptible(traced) as interrupted:
+            failure = run_and_catch(traced)
+            try:
+                recorded = recorder.finish()
+                if convert is not None:
+                    convert_recording(target, output, convert)
+            except DynftraceError as error:
+                failure = failure or error
+    extra = {"file": str(output), "recorded": [asdict(cpu) for cpu in recorded]}
+    lines = _lines(recorded, output)
+    return finish(
+        traced, controls, failure, interrupted.is_set(), as_json=as_json, extra=extra, lines=lines
+    )
+
+
+def _lines(recorded: Iterable[RecordedCpu], output: Path) -> Iterator[str]:
+    for cpu in recorded:
+        total = cpu.events + cpu.overruns
+        line = (
+            f"vCPU {cpu.vcpu}: {cpu.events:,} events + {cpu.overruns:,} overruns = {total:,}; "
+            f"{cpu.calls:,} calls were traced"
+        )
+        if cpu.open_calls or total == 2 * cpu.calls:
+            line += f", each an entry and an exit, {cpu.open_calls:,} still open"
+        yield line
+    yield f"The trace is in {output}."

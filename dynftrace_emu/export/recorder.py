@@ -1,0 +1,171 @@
+"""Records a run into a trace.dat while it runs, as ``trace-cmd record`` does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dynftrace_emu.errors import RecordError
+from dynftrace_emu.export.trace_dat import TraceDatWriter
+from dynftrace_emu.export.trace_source import HostEvent, SymbolTable, TraceInfo
+from dynftrace_emu.ftrace.events import (
+    FtraceEvent,
+    PageAdded,
+    TextChanged,
+    TracingSwitched,
+)
+
+if TYPE_CHECKING:
+    from dynftrace_emu.ftrace.run import Run
+    from dynftrace_emu.machine.engine import Kthread
+
+__all__ = ["RecordedCpu", "Recorder"]
+
+_DRAIN_S = {"deterministic": 0.05, "threaded": 0.005}
+"""How often the buffers are drained, on the engine's clock."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedCpu:
+    """What came of one vCPU: ``events`` are in the file, ``overruns`` are lost.
+
+    ``open_calls`` are those of function_graph that had not returned in the end.
+    """
+
+    vcpu: int
+    events: int
+    overruns: int
+    calls: int
+    open_calls: int
+
+
+class Recorder:
+    """Drains the global trace array's buffers into a file, from a thread beside the guest.
+
+    :param run: not yet executed; its tracer is set by whoever wants one.
+    :raises RecordError: the file cannot be made.
+    """
+
+    def __init__(self, run: Run, path: Path) -> None:
+        self._run, self._tracing, self.path = run, run.tracing, path
+        self._array = run.tracing.global_array
+        self._pending: list[HostEvent] = []  # appended to by whoever changes text; drained here
+        self._ticks = self._stops = 0  # those that have been written
+        self._last_host = 0
+        self._events = [0] * run.tracing.nr_cpus
+        self._overruns = [0] * run.tracing.nr_cpus
+        try:
+            self._writer = TraceDatWriter(path, self._info())
+        except OSError as error:
+            raise RecordError(f"{path}: {error.strerror}") from None
+        run.observe(self._on_event)
+        run.machine.kthread("recorder", self._body(), daemon=True)
+
+    def _info(self) -> TraceInfo:
+        image = self._run.image
+        functions = tuple((f.address, f.size, f.name) for f in image.functions)
+        return TraceInfo(
+            self._array.tracer,
+            self._tracing.nr_cpus,
+            self._array.clock,
+            SymbolTable(functions),
+            self._tracing.comms(),
+        )
+
+    def _body(self) -> Kthread:
+        period = _DRAIN_S[self._run.machine.engine.name]
+        while True:
+            yield period
+            self._drain(last=False)
+
+    def finish(self) -> list[RecordedCpu]:
+        """Write what is left, and make the file whole; the run is over, however it ended.
+
+        :raises RecordError: something could not be written; the file holds what could.
+        """
+        try:
+            self._drain(last=True)
+        finally:
+            self._close()
+        return [self._recorded(cpu) for cpu in range(self._tracing.nr_cpus)]
+
+    def _close(self) -> None:
+        self._writer.info = self._info()
+        for cpu, buffer in enumerate(self._array.buffer.cpus):
+            self._writer.set_stats(cpu, buffer.stats())
+        try:
+            self._writer.close()
+        except OSError as error:
+            raise self._error(error) from None
+
+    def _recorded(self, cpu: int) -> RecordedCpu:
+        kernel = self._run.kernel
+        dropped = self._array.buffer.cpus[cpu].stats().dropped
+        graph = self._array.tracer == "function_graph"
+        return RecordedCpu(
+            cpu,
+            self._events[cpu],
+            self._overruns[cpu] + dropped,
+            kernel.percpu("traced_calls")[cpu],
+            self._tracing.open_calls(cpu) if graph else 0,
+        )
+
+    # --- draining ---
+
+    def _drain(self, *, last: bool) -> None:
+        try:
+            for cpu in range(self._tracing.nr_cpus):
+                self._drain_cpu(cpu, last=last)
+            self._drain_host()
+        except OSError as error:
+            raise self._error(error) from None
+
+    def _drain_cpu(self, cpu: int, *, last: bool) -> None:
+        part = self._array.buffer.cpus[cpu].read_pages(last=last)
+        self._events[cpu] += part.events
+        self._overruns[cpu] += part.lost
+        lost = part.lost
+        if part.rest is not None:
+            self._writer.add_events(cpu, part.rest.table, part.rest.payloads, lost)
+            lost = 0
+        self._writer.add_pages(cpu, part.pages.raw, part.pages.commit, lost)
+
+    def _drain_host(self) -> None:
+        pending, self._pending = self._pending, []
+        machine, daemon = self._run.machine, self._run.daemon
+        for tick in daemon.ticks[self._ticks :]:
+            pending.append(HostEvent(self._time(tick.t), "tick"))
+            self._ticks += 1
+        for stop in machine.stops[self._stops :]:
+            fields = {"duration_ns": round(stop.pause_us * 1000)}
+            pending.append(HostEvent(self._time(stop.time), "stop", fields))
+            self._stops += 1
+        for event in sorted(pending, key=lambda event: event.ts):
+            self._last_host = max(self._last_host, event.ts)  # what was written lies before it
+            self._writer.add_host_event(replace(event, ts=self._last_host))
+
+    def _time(self, seconds: float) -> int:
+        if self._array.clock == "counter":
+            return self._tracing.now(self._array, 0)
+        return round(seconds * 1e9)
+
+    def _on_event(self, event: FtraceEvent) -> None:
+        ts = self._time(event.time)
+        match event:
+            case PageAdded():
+                made = [HostEvent(ts, "page", {"capacity": event.capacity})]
+            case TracingSwitched():
+                made = [HostEvent(ts, "tracing", {"enabled": int(event.enabled)})]
+            case TextChanged():
+                sites = zip(event.sites.tolist(), event.failed.tolist(), strict=True)
+                made = [
+                    HostEvent(ts, "failed" if failed else "patched", {"ip": site})
+                    for site, failed in sites
+                ]
+            case _:
+                return
+        self._pending += made
+
+    def _error(self, error: OSError) -> RecordError:
+        return RecordError(f"{self.path}: {error.strerror}; what was recorded until then is kept")
