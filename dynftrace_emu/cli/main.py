@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 import click
 
 from dynftrace_emu._version import __version__
+from dynftrace_emu.cli.convert import convert
 from dynftrace_emu.cli.inspect import inspect
 from dynftrace_emu.cli.record import record
+from dynftrace_emu.cli.report import report
 from dynftrace_emu.cli.run import run
 from dynftrace_emu.errors import DynftraceError
 
@@ -36,6 +38,8 @@ def cli() -> None:
 
 cli.add_command(run)
 cli.add_command(record)
+cli.add_command(report)
+cli.add_command(convert)
 cli.add_command(inspect)
 
 

@@ -27,7 +27,8 @@ _EVENTS = {
 _NAME = re.compile(r"^name: (\S+)$", re.MULTILINE)
 _ID = re.compile(r"^ID: (\d{1,5})$", re.MULTILINE)
 _FIELD = re.compile(
-    r"^\tfield:[^;\n]*?(\w+)(\[\w*\])?;\s*offset:(\d{1,5});\s*size:(\d{1,5});", re.MULTILINE
+    r"^\tfield:[^;\n]{0,200}?(\w{1,64})(\[\w{0,64}\])?;\s*offset:(\d{1,5});\s*size:(\d{1,5});",
+    re.MULTILINE,
 )
 _KALLSYM = re.compile(r"^([0-9a-f]{1,16}) (\S) (\S+)", re.MULTILINE)
 _CMDLINE = re.compile(r"^(\d{1,10}) (.*)$", re.MULTILINE)
@@ -85,7 +86,8 @@ def _symbols(text: str, notes: dict[str, int]) -> SymbolTable:
         if kind == "A" and name.startswith(fmt.NOTE):
             if name == fmt.NOTE_END and last is not None:
                 start, _, function = last
-                functions[start] = (start, max(0, address - start), function)
+                if functions[start][2] == function:
+                    functions[start] = (start, max(0, address - start), function)
             notes[name] = address
         elif kind in "tTwW" and name != fmt.LAST_SYMBOL:
             last = (address, 0, name)

@@ -99,7 +99,7 @@ class TraceDat:
             starts = np.flatnonzero(lost)
             missing = np.where(lost == LOST_UNKNOWN, 0, lost).cumsum().astype(np.uint64)
             table["number"] = number + np.arange(len(table), dtype=np.uint64) + missing[found.page]
-            number += len(table) + int(missing[-1])
+            number = (number + len(table) + int(missing[-1])) % (1 << 64)
             cuts = np.unique([0, *np.searchsorted(found.page, starts), len(table)]).tolist()
             done = -1
             for start, stop in pairwise(cuts):

@@ -22,7 +22,15 @@ from dynftrace_emu.kernel.structs import BUFFER_PAGE, PAGE_SIZE
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Spill", "assemble", "find_spills", "recover", "spill_path"]
+__all__ = [
+    "Spill",
+    "assemble",
+    "find_spills",
+    "lock",
+    "recover",
+    "spill_path",
+    "write_at",
+]
 
 _MOVE = 1 << 20  # bytes; whole pages
 
@@ -109,12 +117,12 @@ def assemble(target: BinaryIO, table_at: int, header_end: int, spills: Sequence[
         at = -(-at // PAGE_SIZE) * PAGE_SIZE
         rows.append((at, spill.size))
         at += spill.size
-    _write(target, table_at, build_table(rows))
+    write_at(target, table_at, build_table(rows))
     for (offset, _), spill in zip(rows, spills, strict=True):
         _move(target, offset, spill)
     # A file without events, too, goes up to where its data would be.
     if rows and not any(size for _, size in rows):
-        _write(target, rows[-1][0] - 1, b"\0")
+        write_at(target, rows[-1][0] - 1, b"\0")
 
 
 def _move(target: BinaryIO, offset: int, spill: Spill) -> None:
@@ -122,20 +130,34 @@ def _move(target: BinaryIO, offset: int, spill: Spill) -> None:
         at = max(0, (spill.size - 1) // _MOVE * _MOVE)
         data = spill.read(at, spill.size - at)
         try:
-            _write(target, offset + at, data)
+            write_at(target, offset + at, data)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             spill.cut(at)  # its own room is what there is
-            _write(target, offset + at, data)
+            write_at(target, offset + at, data)
         spill.cut(at)
 
 
-def _write(target: BinaryIO, at: int, data: bytes) -> None:
+def write_at(target: BinaryIO, at: int, data: bytes) -> None:
+    """Write all of it."""
     target.seek(at)
     view = memoryview(data)
     while view:
         view = view[target.write(view) :]
+
+
+def lock(file: BinaryIO, path: Path) -> None:
+    """Keep others from writing or recovering this file until it is closed.
+
+    :raises TraceFileError: another is doing so.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise TraceFileError(f"{path}: it is still being recorded") from None
+    except OSError:
+        return  # a file system without locks
 
 
 def recover(path: str | Path) -> bool:
@@ -148,10 +170,7 @@ def recover(path: str | Path) -> bool:
     if not found:
         return False
     with path.open("r+b", buffering=0) as target:
-        try:
-            fcntl.flock(target, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise TraceFileError(f"{path}: it is still being recorded") from None
+        lock(target, path)
         size = os.fstat(target.fileno()).st_size
         header = read_header(target, size, str(path))
         _finish(target, size, header, found)

@@ -33,7 +33,7 @@ __all__ = ["DamagedPageError", "Found", "Layout", "decode", "lost_before", "walk
 
 _WORDS = PAGE_SIZE // 4
 _HEADER_WORDS = BUFFER_PAGE.size // 4
-_MAX_LOST = 1 << 62
+_MAX_LOST = 1 << 48
 _TIME_STAMP_BITS = np.uint64((1 << 59) - 1)
 _ULONG_MAX = 0xFFFF_FFFF_FFFF_FFFF
 

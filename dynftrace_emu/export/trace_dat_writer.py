@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import tempfile
 import threading
@@ -22,7 +21,14 @@ from dynftrace_emu.export.trace_dat_header import (
 )
 from dynftrace_emu.export.trace_dat_host import host_body
 from dynftrace_emu.export.trace_dat_pack import LOST_UNKNOWN, Packer, add_lost, copy_pages
-from dynftrace_emu.export.trace_dat_spill import Spill, assemble, find_spills, spill_path
+from dynftrace_emu.export.trace_dat_spill import (
+    Spill,
+    assemble,
+    find_spills,
+    lock,
+    spill_path,
+    write_at,
+)
 from dynftrace_emu.ftrace.trace_events import EVENT
 
 if TYPE_CHECKING:
@@ -58,10 +64,7 @@ class TraceDatWriter:
         self._packers = [Packer() for _ in range(streams)]
         self._lost = [0] * streams  # what could not be written
         if self._path is not None:
-            for stale in find_spills(self._path).values():
-                stale.unlink()
-            self._target: BinaryIO = self._path.open("w+b", buffering=0)
-            fcntl.flock(self._target, fcntl.LOCK_EX)
+            self._target: BinaryIO = _open_target(self._path)
         else:
             assert not isinstance(target, str | Path)
             self._target = target
@@ -99,10 +102,15 @@ class TraceDatWriter:
 
     def add_host_event(self, event: HostEvent) -> None:
         """Append something that the host did: it goes to one CPU more than the machine has."""
-        table = np.zeros(1, EVENT)
-        table["ts"], table["pid"] = event.ts, HOST_PID
-        table["type"] = HOST_EVENTS[event.name].number
-        self.add_events(self.info.nr_cpus, table, [host_body(event)])
+        self.add_host_events([event])
+
+    def add_host_events(self, events: Sequence[HostEvent]) -> None:
+        """The same for many, in time order."""
+        table = np.zeros(len(events), EVENT)
+        table["ts"], table["pid"] = [event.ts for event in events], HOST_PID
+        table["type"] = [HOST_EVENTS[event.name].number for event in events]
+        table["payload"] = np.arange(len(events))
+        self.add_events(self.info.nr_cpus, table, [host_body(event) for event in events])
 
     def set_stats(self, cpu: int, stats: CpuStats) -> None:
         """What the buffer of ``cpu`` counted in the end."""
@@ -168,8 +176,7 @@ class TraceDatWriter:
         if self._header and self._path is not None:
             self._replace_target(self._path, data)
         else:
-            self._target.seek(0)
-            self._target.write(data)
+            write_at(self._target, 0, data)
         self._header, self._header_end = header, len(data)
 
     def _replace_target(self, path: Path, data: bytes) -> None:
@@ -177,9 +184,8 @@ class TraceDatWriter:
         made = path.with_name(f"{path.name}.header.part")
         file = made.open("w+b", buffering=0)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            if file.write(data) != len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(made))
+            lock(file, made)
+            write_at(file, 0, data)
             made.replace(path)
         except BaseException:
             file.close()
@@ -200,6 +206,20 @@ class TraceDatWriter:
         assemble(self._target, len(self._header), self._header_end, self._spills[:streams])
         for spill in self._spills:
             spill.remove()
+
+
+def _open_target(path: Path) -> BinaryIO:
+    """Open it, empty; what an earlier recording left beside it goes, unless that is going on."""
+    file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b", 0)
+    try:
+        lock(file, path)
+        for stale in find_spills(path).values():
+            stale.unlink()
+        file.truncate(0)
+    except BaseException:
+        file.close()
+        raise
+    return file
 
 
 def _seconds(ns: int) -> str:

@@ -187,5 +187,8 @@ def _set_up_vcpu(machine: Machine, image: KernelImage, cpu: int, percpu: int) ->
 def _write_pcpu(memory: GuestMemory, area: int, cpu: int) -> None:
     pcpu = memory.view(area, PCPU.dtype)[0]
     pcpu["self"], pcpu["cpu"] = area, cpu
+    # Who boots becomes the idle task: it has that task's pid from the first instruction on, or what
+    # it is in the middle of then would belong to two tasks.
+    pcpu["pid"] = cpu * STACKS_PER_CPU + 1
     pcpu["zone_start"] = _ZONE_AREA + cpu * ZONE_SIZE
     pcpu["zone_end"] = _ZONE_AREA + (cpu + 1) * ZONE_SIZE

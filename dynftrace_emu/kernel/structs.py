@@ -253,7 +253,7 @@ PCPU = GuestStruct(
         ("clock_ns", "<u8", "time since boot; the host writes"),
         ("pvclock", PVCLOCK.dtype, "what the finer clock is read by; the host writes"),
         ("current", "<u8", "the running task"),
-        ("pid", "<u8", "its pid; 0 until there are tasks"),
+        ("pid", "<u8", "its pid; the loader writes that of the idle task"),
         ("preempt_count", "<u8", "above 0: no preemption, no parking; its parts as in Linux"),
         ("need_resched", "<u8", "set by the tick, cleared by schedule()"),
         ("jiffies", "<u8", "the guest's own time, in ticks"),
