@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dynftrace_emu.export.destination import Destination
     from dynftrace_emu.export.trace_source import TraceSource
 
-__all__ = ["flamegraph", "write_flamegraph"]
+__all__ = ["flamegraph", "write_flamegraph_svg"]
 
 _WIDTH, _MARGIN, _TOP, _BOTTOM, _ROW = 1200, 10, 48, 28, 18
 _LETTER, _PADDING = 7.0, 4  # of 11 px monospace text, a little on the safe side
@@ -45,7 +45,7 @@ class _Box:
     weight: int
 
 
-def write_flamegraph(source: TraceSource, destination: Destination, title: str = "") -> None:
+def write_flamegraph_svg(source: TraceSource, destination: Destination, title: str = "") -> None:
     """Draw the calls of a trace."""
     tree = CallTree(source)
     with opened(destination) as out:

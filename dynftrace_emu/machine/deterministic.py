@@ -240,14 +240,17 @@ class DeterministicEngine(Engine):
         self._execute(slot, length)
 
     def _execute(self, slot: Slot, budget: int) -> None:
-        """Run a vCPU for ``budget`` instructions at most, on its own clock."""
+        """Run a vCPU for ``budget`` instructions at most, on its own clock, and act on its exit."""
+        self._after(slot, self._run_vcpu(slot, budget))
+
+    def _run_vcpu(self, slot: Slot, budget: int, *, stop_at_iret: bool = False) -> Exit:
         vcpu = slot.vcpu
         ns = slot.clock * _NS // self.virtual_hz
         self.set_clock(vcpu, ns)
         self.set_pvclock(vcpu, self._counter, self._mul, 0, ns)
-        exit_ = vcpu.run(budget)
+        exit_ = vcpu.run(budget, stop_at_iret=stop_at_iret)
         slot.clock += max(1, vcpu.executed)  # who delivers exceptions without end gets on, too
-        self._after(slot, exit_)
+        return exit_
 
     def _note_due(self, slot: Slot) -> None:
         if slot.next_tick is not None and slot.clock >= slot.next_tick:
@@ -342,23 +345,24 @@ class DeterministicEngine(Engine):
             if self._below(4) == 0:
                 self._next_nmi(slot)
                 slot.vcpu.nmi.signal()
-                self._run_nmi(slot.vcpu)
+                self._run_nmi(slot)
                 slot.state = VCpuState.RUNNING  # it wakes from hlt
 
-    def _run_nmi(self, vcpu: VCpu) -> None:
+    def _run_nmi(self, slot: Slot) -> None:
         """Run the NMI handler to its iretq; the vCPU then stands where it stood.
 
         (Unless the handler itself has changed its frame; then where that says.)
         """
+        vcpu = slot.vcpu
         if not vcpu.nmi.take():
             return
         self.deliver_nmi(vcpu)
         frame = vcpu[Reg.RSP]
         for _ in range(MAX_NMI_INSTRUCTIONS // 1000):
-            exit_ = vcpu.run(1000, stop_at_iret=True)
+            exit_ = self._run_vcpu(slot, 1000, stop_at_iret=True)
             if exit_.reason is ExitReason.IRET:
                 last = vcpu[Reg.RSP] == frame
-                vcpu.step()
+                self._run_vcpu(slot, 1)
                 if last:
                     return
             elif exit_.reason in (ExitReason.EXCEPTION, ExitReason.BUS_ERROR):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynftrace_emu.errors import ImageError
+from dynftrace_emu.errors import AddressSpaceError, ImageError
 from dynftrace_emu.machine.paging import ADDRESS_MASK, PAGE_SIZE, PageTables, PageWalk
 
 if TYPE_CHECKING:
@@ -58,13 +58,20 @@ class GuestMemory:
     a vCPU on another thread sees the old or the new value.
 
     :param size: bytes of RAM; the host commits pages as they are touched.
+    :raises AddressSpaceError: the host gives no address space for so much.
     :raises ImageError: (from the methods that map) when the RAM is used up.
     """
 
     def __init__(self, size: int) -> None:
         size = -(-size // PAGE_SIZE) * PAGE_SIZE
         self.size = size
-        self._ram = mmap.mmap(-1, size)
+        try:
+            self._ram = mmap.mmap(-1, size)
+        except OSError:
+            raise AddressSpaceError(
+                f"the guest's RAM needs {size >> 20} MiB of address space, which this host does not "
+                "allow: use fewer vCPUs, or raise the limit (ulimit -v)"
+            ) from None
         self._bytes = memoryview(self._ram)
         self.ram: NDArray[np.uint8] = np.frombuffer(self._ram, dtype=np.uint8)
         self.host_address = ctypes.addressof(ctypes.c_char.from_buffer(self._ram))

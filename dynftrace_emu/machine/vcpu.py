@@ -302,7 +302,8 @@ class VCpu:
         except unicorn.UcError as error:
             self._exit = self._engine_error(error)
         if budget:
-            self.executed = min(self._counter.value, budget)
+            stopped = self._exit is not None and self._exit.reason is ExitReason.IRET
+            self.executed = min(self._counter.value, budget) - stopped  # in front of the iret
         self._note_iret()
         if self._exit is not None:
             if self._exit.reason is ExitReason.EXCEPTION:
