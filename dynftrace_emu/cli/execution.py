@@ -30,10 +30,12 @@ INTERRUPTED = 130
 
 
 def print_console(vcpu: int, line: str) -> None:
+    """Show a line of the guest's own."""
     click.echo(f"[cpu{vcpu}] {line}", err=True)
 
 
 def run_and_catch(traced: Run) -> DynftraceError | None:
+    """Run to the end; what went wrong is for :func:`finish`."""
     try:
         traced.execute()
     except DynftraceError as error:

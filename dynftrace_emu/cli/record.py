@@ -100,7 +100,7 @@ def _execute(options: RunOptions, output: Path, *, as_json: bool, verbose: bool)
     from dynftrace_emu.cli.execution import finish, interruptible, print_console, run_and_catch
     from dynftrace_emu.cli.live import TickView
     from dynftrace_emu.errors import DynftraceError
-    from dynftrace_emu.export.convert import converter, convert_recording
+    from dynftrace_emu.export.convert import convert_recording, converter
     from dynftrace_emu.export.recorder import Recorder
     from dynftrace_emu.ftrace.run import Run
     from dynftrace_emu.tracefs.controls import Controls

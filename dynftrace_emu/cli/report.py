@@ -93,7 +93,9 @@ def _events(source: TraceSource) -> dict[str, Any]:
     events = []
     for batch, _ in source.batches():
         for row in batch.table.tolist():
-            ts, _number, cpu, kind, flags, preempt, pid, ip, parent, depth, call, ret, _payload = row
+            ts, _number, cpu, kind, flags, preempt, pid, ip, parent, depth, call, ret, _payload = (
+                row
+            )
             event = {
                 "ts": ts, "cpu": cpu, "event": names.get(kind, str(kind)), "pid": pid,
                 "comm": info.comm(pid), "flags": flags, "preempt": preempt,

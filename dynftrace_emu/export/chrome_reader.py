@@ -7,7 +7,6 @@ there were is not in the file.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from dynftrace_emu.ftrace.trace_events import EVENT, Events
 from dynftrace_emu.kernel.structs import EventId
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 __all__ = ["JsonTrace", "read_chrome_json"]

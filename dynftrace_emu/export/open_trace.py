@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dynftrace_emu.export.trace_dat import read_trace_dat
 from dynftrace_emu.export.trace_file_error import TraceFileError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from dynftrace_emu.export.trace_source import TraceSource
 
 __all__ = ["open_trace"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dynftrace_emu.errors import RecordError
@@ -17,6 +16,8 @@ from dynftrace_emu.ftrace.events import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from dynftrace_emu.ftrace.run import Run
     from dynftrace_emu.machine.engine import Kthread
 

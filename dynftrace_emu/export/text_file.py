@@ -106,7 +106,9 @@ class _HostLines:
         return f"# {at}: ftraced:{name}{self._what(events)}"
 
     def _what(self, events: list[HostEvent]) -> str:
-        names = [self._info.symbols.name(event.fields["ip"]) for event in events if "ip" in event.fields]
+        names = [
+            self._info.symbols.name(event.fields["ip"]) for event in events if "ip" in event.fields
+        ]
         if names:
             more = ", ..." if len(names) > _NAMED else ""
             return f" {len(names)}: {', '.join(names[:_NAMED])}{more}"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from dynftrace_emu.ftrace.trace_events import Events
 
 __all__ = ["HostEvent", "SymbolTable", "TraceInfo", "TraceSource"]

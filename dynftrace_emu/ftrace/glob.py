@@ -1,4 +1,4 @@
-"""Linux's patterns for function names (``filter_parse_regex``, kernel/trace/trace_events_filter.c).
+r"""Linux's patterns for function names (``filter_parse_regex``, kernel/trace/trace_events_filter.c).
 
 A pattern is a whole name, or ``*x*``, ``x*``, ``*x``; with ``*``, ``?`` or ``[]`` elsewhere it is a
 glob (``glob_match``, lib/glob.c), where ``\\`` quotes and ``!`` negates a class. Nothing is special

@@ -65,7 +65,9 @@ class RetStacks:
             return 0
         session = self._kernel.read("ftrace_graph_session")
         stacks = self._kernel.machine.memory.view(
-            self._address + cpu * STACKS_PER_CPU * RET_STACK_BYTES, "u1", STACKS_PER_CPU * RET_STACK_BYTES
+            self._address + cpu * STACKS_PER_CPU * RET_STACK_BYTES,
+            "u1",
+            STACKS_PER_CPU * RET_STACK_BYTES,
         ).reshape(STACKS_PER_CPU, RET_STACK_BYTES)
         heads = np.ascontiguousarray(stacks[:, : RET_STACK.size]).view(RET_STACK.dtype)[:, 0]
         return int(heads["graph_depth"][heads["session"] == session].sum())

@@ -9,7 +9,6 @@ takes none of these, only the leaf locks of trace arrays and ring buffers.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
@@ -34,6 +33,8 @@ from dynftrace_emu.kernel.structs import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
     from numpy.typing import NDArray
 
     from dynftrace_emu.ftrace.static import StaticFtrace

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from dynftrace_emu.errors import ControlFileError, ImageError
@@ -16,6 +15,8 @@ from dynftrace_emu.tracefs.control_file import ControlFile, parse_number
 from dynftrace_emu.tracefs.names import SymbolNames
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from dynftrace_emu.ftrace.ring_buffer import RingBuffer
     from dynftrace_emu.ftrace.trace_array import TraceArray
 
