@@ -28,7 +28,8 @@ _FLAME_LINES = 60
 
 
 @click.command(
-    epilog="\b\nExamples:\n  dynftrace-emu report trace.dat\n  dynftrace-emu report --stat trace.dat"
+    epilog="\b\nExamples:\n  dynftrace-emu report trace.dat\n"
+    "  dynftrace-emu report --stat trace.dat"
 )
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--stat", "what", flag_value="stat", help="A table: calls, total, self, min, max.")

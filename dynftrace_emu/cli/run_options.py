@@ -89,8 +89,8 @@ _OPTIONS: tuple[Decorator, ...] = (
     click.option(
         "--discover",
         type=click.Choice(["runtime", "scan"]),
-        help="Learn of call sites as they run, or of all at boot. [default: runtime; scan where --set "
-        "names functions]",
+        help="Learn of call sites as they run, or of all at boot. [default: runtime; scan where "
+        "--set names functions, and for record]",
     ),
     click.option(
         "--set",

@@ -1,7 +1,7 @@
 """Reads the Chrome JSON that ``convert`` writes back into a trace.
 
-Functions have names there and no addresses: each gets one of its own. What stack traces and raw data
-there were is not in the file.
+Functions have names there and no addresses: each gets one of its own. What stack traces and raw
+data there were is not in the file.
 """
 
 from __future__ import annotations

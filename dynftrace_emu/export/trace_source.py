@@ -45,7 +45,7 @@ class SymbolTable:
 class TraceInfo:
     """What a trace is of.
 
-    ``clock`` is a name of ``trace_clock``: with ``local`` times are ns, with ``counter`` they count.
+    ``clock`` is a name of ``trace_clock``: times are ns with ``local``, and count with ``counter``.
     """
 
     tracer: str  # "function", "function_graph" or "nop"

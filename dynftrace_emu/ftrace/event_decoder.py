@@ -1,4 +1,4 @@
-"""Decodes ring buffer pages in bulk: all pages take a step at a time, so 170 steps do for any number.
+"""Decodes ring buffer pages in bulk: all take a step at a time, so 170 steps do for any number.
 
 The layout is Linux's (include/linux/ring_buffer.h): a word of ``type_len:5, time_delta:27``, then
 data. ``type_len`` 0: the next word is the length, itself included; 29 padding, 30 time extend, 31

@@ -1,4 +1,4 @@
-r"""Linux's patterns for function names (``filter_parse_regex``, kernel/trace/trace_events_filter.c).
+r"""Linux's patterns for function names (kernel/trace/trace_events_filter.c).
 
 A pattern is a whole name, or ``*x*``, ``x*``, ``*x``; with ``*``, ``?`` or ``[]`` elsewhere it is a
 glob (``glob_match``, lib/glob.c), where ``\\`` quotes and ``!`` negates a class. Nothing is special
@@ -19,7 +19,7 @@ __all__ = ["glob_match"]
 
 @lru_cache(maxsize=256)
 def glob_match(pattern: str) -> Callable[[str], bool]:
-    """A predicate on names: does ``pattern`` match all of it?"""
+    """A predicate on names: whether ``pattern`` matches all of one."""
     compiled = re.compile("".join(_translate(pattern)), re.DOTALL)
     return lambda name: compiled.fullmatch(name) is not None
 

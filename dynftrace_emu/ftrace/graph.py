@@ -1,5 +1,6 @@
-"""The function graph tracer's settings, and the shadow stacks it hooks returns with
-(kernel/trace/trace_functions_graph.c, fgraph.c; firmware/trace/functions_graph.S).
+"""The function graph tracer's settings, and the shadow stacks it hooks returns with.
+
+(kernel/trace/trace_functions_graph.c, fgraph.c; firmware/trace/functions_graph.S.)
 """
 
 from __future__ import annotations

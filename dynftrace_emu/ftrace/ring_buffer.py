@@ -203,7 +203,7 @@ class RingBufferCpu:
             )
 
     def read_pages(self, *, last: bool) -> PagesRead:
-        """Consume whole pages: those that nobody writes any more, or with ``last`` all there are."""
+        """Consume whole pages: those that nobody writes any more, or, if ``last``, all."""
         with self._lock:
             pages = self._copy()
             if not last:
@@ -255,9 +255,7 @@ class RingBufferCpu:
         return Pages(raw[valid], numbers[valid], first[valid], commit[valid])
 
     def _first_page(self, newest: int) -> int:
-        """The page to begin at, by what the table says: of those in memory, the last whose first
-        event is not behind ``_next``.
-        """
+        """The page to begin at: the last in memory whose first event is not behind ``_next``."""
         if newest == 0:
             return 0
         numbers = np.arange(max(0, newest - self.nr_pages + 1), newest + 1, dtype=np.int64)

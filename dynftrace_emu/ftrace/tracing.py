@@ -164,7 +164,7 @@ class Tracing:
         self.stop(write)
 
     def open_calls(self, cpu: int) -> int:
-        """Calls that function_graph has shown the entry of, on a CPU, and that have not returned."""
+        """On a CPU: calls that function_graph has shown the entry of and that have not returned."""
         return self.ret_stacks.open_calls(cpu)
 
     def option(self, array: TraceArray, name: str) -> bool:

@@ -68,7 +68,7 @@ class GuestKernel:
         return sum(self.percpu(field))
 
     def enable_bits(self, bits: int, cpu: int | None = None) -> None:
-        """Let the tracers of ``bits`` (:class:`~.structs.TraceBit`) listen, on one CPU or on all."""
+        """Let the tracers of ``bits`` (:class:`~.structs.TraceBit`) listen, on a CPU or on all."""
         self._change_masks(cpu, lambda mask: mask | bits)
 
     def disable_bits(self, bits: int, cpu: int | None = None) -> None:

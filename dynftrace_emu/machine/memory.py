@@ -69,8 +69,8 @@ class GuestMemory:
             self._ram = mmap.mmap(-1, size)
         except OSError:
             raise AddressSpaceError(
-                f"the guest's RAM needs {size >> 20} MiB of address space, which this host does not "
-                "allow: use fewer vCPUs, or raise the limit (ulimit -v)"
+                f"the guest's RAM needs {size >> 20} MiB of address space, which this host does "
+                "not allow: use fewer vCPUs, or raise the limit (ulimit -v)"
             ) from None
         self._bytes = memoryview(self._ram)
         self.ram: NDArray[np.uint8] = np.frombuffer(self._ram, dtype=np.uint8)

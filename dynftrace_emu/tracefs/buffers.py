@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from dynftrace_emu.ftrace.trace_array import TraceArray
 
 __all__ = [
-    "BufferPercent", "BufferSizeKb", "BufferTotalSizeKb", "CpuBufferSizeKb", "CpuFile", "FreeBuffer",
-    "Stats", "TraceClock", "resize",
+    "BufferPercent", "BufferSizeKb", "BufferTotalSizeKb", "CpuBufferSizeKb", "CpuFile",
+    "FreeBuffer", "Stats", "TraceClock", "resize",
 ]  # fmt: skip
 
 _LARGEST_KB = 1 << 30

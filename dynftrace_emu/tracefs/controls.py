@@ -1,4 +1,4 @@
-"""What a run's options ask of the control files: ``set`` before it, ``at`` during it, ``show`` after."""
+"""What a run asks of the control files: ``set`` before it, ``at`` during it, ``show`` after."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tasks: which are traced, and what they are called (kernel/trace/ftrace.c, trace_sched_switch.c)."""
+"""Tasks: which are traced, and what they are called (kernel/trace/trace_sched_switch.c)."""
 
 from __future__ import annotations
 
