@@ -7,13 +7,17 @@ STAMP := $(VENV)/.installed
 # Options for the jobs below, as in: make run ARGS="--seconds 10 --tracing 3:6"
 ARGS ?=
 
-.PHONY: run test lint format bench wheel-check clean
+.PHONY: run test tools lint format bench wheel-check clean
 
 run: $(STAMP)
 	@$(BIN)/dynftrace-emu run $(ARGS)
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest -n auto $(ARGS)
+
+# The programs that tests open our traces with (Debian packages, as root; an npm package).
+tools: $(STAMP)
+	@tests/install_tools.sh
 
 lint: $(STAMP)
 	@$(BIN)/ruff format --check .

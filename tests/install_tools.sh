@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# The programs that our traces are opened with in tests: what is missing is installed.
+# Without them their tests are skipped; with REQUIRE_TOOLS=1 (as in CI) a skipped test fails.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+missing=()
+for package in trace-cmd uftrace chromium npm; do
+    command -v "$package" >/dev/null || missing+=("$package")
+done
+if ((${#missing[@]})); then
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+fi
+
+viewer=.venv/speedscope
+if [[ ! -d $viewer/node_modules/speedscope ]]; then
+    npm install --silent --no-audit --no-fund --prefix "$viewer" speedscope@1 >/dev/null
+fi
