@@ -89,8 +89,8 @@ class LaneState:
             keep += 1
         yield from self._close(keep, self.last_ts)
         for call in calls:
-            ts = max(call.calltime, self.last_ts) if self.ns else first.ts
-            yield self._open(Frame(*call), ts, made=True)
+            self.last_ts = max(call.calltime, self.last_ts) if self.ns else first.ts
+            yield self._open(Frame(*call), self.last_ts, made=True)
 
     def _is(self, frame: Frame, call: Frame) -> bool:
         """Whether the call that was found to enclose a segment is one that was open before."""

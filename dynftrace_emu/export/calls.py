@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CALL", "CallBatch", "Calls"]
 
-_PART = 1 << 14
+_PART = 1 << 12
 """So many events are dealt with at a time: one that does not fit slows down no more than these."""
 
 _RADIX_SORTED = 1 << 16  # NumPy sorts numbers of 16 bits in linear time

@@ -33,9 +33,14 @@ from dynftrace_emu.ftrace.events import (
 from dynftrace_emu.ftrace.ops import Listeners, OpsHash
 from dynftrace_emu.ftrace.protocols import Protocol, stop_machine_protocol
 from dynftrace_emu.ftrace.records import FtraceHash, hash_long
-from dynftrace_emu.ftrace.sections import critical_sections
 from dynftrace_emu.ftrace.site_map import SiteMap
-from dynftrace_emu.kernel.structs import ENTRIES_PER_PAGE, FTRACE_RECORD_PORT, Skip, TraceBit
+from dynftrace_emu.kernel.structs import (
+    ENTRIES_PER_PAGE,
+    FTRACE_RECORD_PORT,
+    TRACER_OFFSET,
+    Skip,
+    TraceBit,
+)
 from dynftrace_emu.machine.machine import TextSpan
 from dynftrace_emu.machine.vcpu import Reg, VCpu
 
@@ -105,7 +110,6 @@ class DynamicFtrace:
         # Set by vCPU threads under _record_lock, cleared in a pass, with every vCPU parked.
         self._ftraced_trigger = False
         self.arch.shutdown_arch_init(boot_records)
-        self._sections = critical_sections(kernel)
         kernel.enable_bits(1 << TraceBit.COUNT)
         if scan:
             self._scan()
@@ -276,7 +280,7 @@ class DynamicFtrace:
         """
         with self._locked():
             nothing = np.zeros(0, dtype=np.uint64)
-            span = TextSpan(nothing, MCOUNT_INSN_SIZE, self._sections)
+            span = TextSpan(nothing, MCOUNT_INSN_SIZE, TRACER_OFFSET)
             return self._machine.stop_machine(fn, text=lambda: span)
 
     def _update(self, commit: Callable[[], None] = lambda: None) -> None:
@@ -313,7 +317,7 @@ class DynamicFtrace:
     def _span(self, start: int) -> TextSpan:
         sites = self.arch.sites(start)
         changing = self.arch.changing(start, self._wanted.bits(sites) != 0)
-        return TextSpan(np.sort(sites[changing]), MCOUNT_INSN_SIZE, self._sections)
+        return TextSpan(np.sort(sites[changing]), MCOUNT_INSN_SIZE, TRACER_OFFSET)
 
     def _update_stopped(
         self, why: str, start: int, convert: Callable[..., Outcome], commit: Callable[[], None]

@@ -9,9 +9,8 @@ import numpy as np
 from dynftrace_emu.errors import FtraceStateError
 from dynftrace_emu.ftrace.events import Observer, TracingSwitched
 from dynftrace_emu.ftrace.ops import Listeners
-from dynftrace_emu.ftrace.sections import critical_sections
 from dynftrace_emu.ftrace.site_map import SiteMap
-from dynftrace_emu.kernel.structs import TraceBit
+from dynftrace_emu.kernel.structs import TRACER_OFFSET, TraceBit
 from dynftrace_emu.machine.machine import TextSpan
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ class StaticFtrace:
         self._listeners = Listeners()
         self._was_tracing = False
         nothing = np.zeros(0, dtype=np.uint64)
-        self._nowhere_in_a_tracer = TextSpan(nothing, 0, critical_sections(kernel))
+        self._nowhere_in_a_tracer = TextSpan(nothing, 0, TRACER_OFFSET)
         kernel.enable_bits(1 << TraceBit.COUNT)
 
     @property

@@ -336,6 +336,10 @@ class Skip(IntEnum):
     SUSPENDED = 3
 
 
+TRACER_SHIFT = 28
+TRACER_OFFSET = 1 << TRACER_SHIFT
+"""In ``pcpu.preempt_count``: a tracer has asked who wants a call and is telling them."""
+
 TASK_RUNNING, TASK_SLEEPING, TASK_DEAD = 0, 1, 2
 
 # hash_long() of 2008: multiply by a prime near the golden ratio, keep the top bits (linux/hash.h).
@@ -384,6 +388,7 @@ def asm_offsets() -> dict[str, int]:
         "NMI_STACK_SLOT": NMI_STACK_SLOT,
         "PORT_FTRACE_RECORD": FTRACE_RECORD_PORT,
         "PORT_FTRACE_PROBE": FTRACE_PROBE_PORT,
+        "TRACER_OFFSET": TRACER_OFFSET,
         "PAGE_WRITE": PAGE_WRITE,
         "WRITE_CLOSED": WRITE_CLOSED,
         "WRITE_COUNT_SHIFT": WRITE_COUNT_SHIFT,

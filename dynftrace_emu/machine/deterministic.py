@@ -44,7 +44,9 @@ _NS = 1_000_000_000
 _PARK_SLICE = 48
 _WINDOW_SLICE = 16  # instructions between two looks whether IF is on
 _BETWEEN_TRIES = 2000
-_LONGEST_SECTION = 4096  # instructions of the longest code that nobody may be stopped in
+_STEPS_OUT = (*[1] * 16, *[64] * 256)
+"""A site is left after an instruction. What takes longer may read the clock, for which it needs some
+instructions at a time."""
 _SETTLE_INSTRUCTIONS = 50_000
 
 
@@ -369,12 +371,12 @@ class DeterministicEngine(Engine):
                 self.deliver_exception(vcpu, exit_)
         raise GuestFault(vcpu.index, "an NMI handler does not return", vcpu.rip)
 
-    def step_out(self, vcpu: VCpu, is_inside: Callable[[int], bool]) -> bool:
+    def step_out(self, vcpu: VCpu, is_busy: Callable[[VCpu], bool]) -> bool:
         slot = self._slots[vcpu.index]
-        for _ in range(_LONGEST_SECTION):
-            if not is_inside(vcpu.rip):
+        for steps in _STEPS_OUT:
+            if not is_busy(vcpu):
                 return self._may_park(slot, self.park_rule)
-            self._execute(slot, 1)
+            self._execute(slot, steps)
         return False
 
     def run_between_tries(self) -> None:

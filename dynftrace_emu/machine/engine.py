@@ -127,8 +127,8 @@ class Engine(ABC):
         """Let the parked vCPUs go on."""
 
     @abstractmethod
-    def step_out(self, vcpu: VCpu, is_inside: Callable[[int], bool]) -> bool:
-        """Move a parked vCPU until its RIP is not ``is_inside``; False if this engine cannot."""
+    def step_out(self, vcpu: VCpu, is_busy: Callable[[VCpu], bool]) -> bool:
+        """Move a parked vCPU until it is not ``is_busy``; False if this engine cannot."""
 
     @abstractmethod
     def run_between_tries(self) -> None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -46,26 +47,16 @@ class TextSpan:
     """Where no ip may be: in what is about to change, or in code that is using it.
 
     ``size`` bytes at each of the sorted ``addresses`` are about to change: an ip at the first is
-    outside. ``sections`` are critical sections, each from an address to the one behind it.
+    outside. ``in_use``: a vCPU whose preempt count is so large is using what changes, wherever its
+    ip is; 0: none is.
     """
 
     addresses: NDArray[np.uint64]
     size: int
-    sections: tuple[tuple[int, int], ...] = ()
+    in_use: int = 0
 
     def inside(self, ips: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        """Those of ``ips`` that point inside."""
-        found = self._in_changes(ips)
-        for start, end in self.sections:
-            mask = (ips >= np.uint64(start)) & (ips < np.uint64(end))
-            if mask.any():
-                found = np.concatenate([found, ips[mask]])
-        return found
-
-    def __bool__(self) -> bool:
-        return bool(len(self.addresses) or self.sections)
-
-    def _in_changes(self, ips: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        """Those of ``ips`` that point behind the first byte of one of the spans."""
         if not len(self.addresses) or not len(ips):
             return ips[:0]
         index = np.searchsorted(self.addresses, ips, side="left") - 1
@@ -246,22 +237,24 @@ class Machine:
 
     def _busy(self, span: TextSpan | None) -> str:
         """Who points inside the span, after stepping vCPUs out; empty if nobody does."""
-        if not span:
+        if span is None:
             return ""
         for vcpu in self.vcpus:
-            if _is_inside(span, vcpu.rip) and not self.engine.step_out(
-                vcpu, lambda ip: _is_inside(span, ip)
+            if self._is_busy(span, vcpu) and not self.engine.step_out(
+                vcpu, partial(self._is_busy, span)
             ):
-                return f"vCPU {vcpu.index} stands inside a site, at {vcpu.rip:#x}"
+                return f"vCPU {vcpu.index} is at work with what is to change, at {vcpu.rip:#x}"
         for source in self.saved_ips:
             for name, ips in source():
                 if len(inside := span.inside(ips)):
                     return f"{name} holds {int(inside[0]):#x}, inside a site"
         return ""
 
-
-def _is_inside(span: TextSpan, ip: int) -> bool:
-    return bool(len(span.inside(np.array([ip], dtype=np.uint64))))
+    def _is_busy(self, span: TextSpan, vcpu: VCpu) -> bool:
+        word = self.words[vcpu.index].preempt_count
+        if span.in_use and word is not None and word[0] >= span.in_use:
+            return True
+        return bool(len(span.inside(np.array([vcpu.rip], dtype=np.uint64))))
 
 
 def _require_address_space(nr_vcpus: int, ram: int) -> None:

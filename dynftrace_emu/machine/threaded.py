@@ -410,7 +410,7 @@ class ThreadedEngine(Engine):
                     slot.state = VCpuState.RUNNING
             self._cond.notify_all()
 
-    def step_out(self, vcpu: VCpu, is_inside: Callable[[int], bool]) -> bool:
+    def step_out(self, vcpu: VCpu, is_busy: Callable[[VCpu], bool]) -> bool:
         # Safepoints are never inside a site; a foreign place can only be left by running on.
         return False
 

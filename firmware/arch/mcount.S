@@ -6,7 +6,7 @@
 
 .set MCOUNT_INSN_SIZE, 5                # call rel32
 .set MCOUNT_FRAME, 0x38                 # the seven registers below
-.set FTRACE_OFFSET, 0x1000000           # in preempt_count, above HARDIRQ_OFFSET: in the recorder
+.set FTRACE_OFFSET, 0x1000000           # in preempt_count, above NMI_OFFSET: in the recorder
 
 # mcount: called behind "push rbp; mov rbp, rsp".
 #   in     [rsp] = return address (ip: the call is at ip - MCOUNT_INSN_SIZE), [rbp + 8] = parent_ip

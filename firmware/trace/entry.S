@@ -1,9 +1,9 @@
 # ftrace_caller, where every call site leads that some tracer wants (arch/x86/kernel/ftrace_64.S,
 # kernel/trace/ftrace.c). Nothing in trace/ is traced.
 #
-# From asking who wants a call to having told them preemption is off, so no CPU is stopped there by
-# Linux's rule; under a harsher one the host sees to it (ftrace/sections.py). So whoever changes filters,
-# buffers or tracers inside a stop never meets a call that knows what was before.
+# From asking who wants a call to having told them TRACER_OFFSET is in the preempt count: so no CPU is
+# stopped there by Linux's rule, and under a harsher one the host lets it get on first. Whoever changes
+# filters, buffers or tracers inside a stop never meets a call that knows what was before.
 
 .include "linkage.inc"
 .include "percpu.inc"
@@ -18,7 +18,7 @@
         push rdx
         push rdi
         push r8
-        inc qword ptr gs:[PCPU_PREEMPT_COUNT]
+        add qword ptr gs:[PCPU_PREEMPT_COUNT], TRACER_OFFSET
 .endm
 
 # ftrace_caller: called behind "push rbp; mov rbp, rsp" by a site that is known.
@@ -80,7 +80,7 @@ ftrace_wanted:
         lea eax, [rax + rdi * TRACE_FLAG_NEED_RESCHED]
         shl eax, 16
         mov rdi, gs:[PCPU_PREEMPT_COUNT]
-        dec edi
+        sub edi, TRACER_OFFSET
         jnz .Lcontext
 .Lcontext_done:
         or eax, EVENT_FUNCTION
@@ -98,7 +98,7 @@ ftrace_wanted:
 .Lcommitted:
         inc qword ptr gs:[PCPU_TRACED_CALLS]
 .Lnobody:
-        dec qword ptr gs:[PCPU_PREEMPT_COUNT]
+        sub qword ptr gs:[PCPU_PREEMPT_COUNT], TRACER_OFFSET
 __ftrace_caller_section_end:
         pop r8
         pop rdi
@@ -106,7 +106,6 @@ __ftrace_caller_section_end:
         pop rcx
         pop rax
         ret
-__ftrace_caller_slow:
 
 # Not preemptible, in an interrupt or in an NMI: preempt_count edi goes into the flags and the count.
 .Lcontext:

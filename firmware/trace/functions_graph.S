@@ -148,7 +148,7 @@ ENTRY return_to_handler
         push r11
         push rbx
         push r12
-        inc qword ptr gs:[PCPU_PREEMPT_COUNT]
+        add qword ptr gs:[PCPU_PREEMPT_COUNT], TRACER_OFFSET
 __return_to_handler_section:
         pushfq
         pop r10
@@ -182,7 +182,7 @@ __return_to_handler_section:
 4:
         pop rsi
         dec qword ptr [rsi + RET_STACK_DEPTH]   # what was above is gone: interrupts have returned
-        dec qword ptr gs:[PCPU_PREEMPT_COUNT]
+        sub qword ptr gs:[PCPU_PREEMPT_COUNT], TRACER_OFFSET
 __return_to_handler_section_end:
         pop r12
         pop rbx
@@ -199,7 +199,6 @@ __return_to_handler_section_end:
         sahf
         pop rax
         ret
-__return_to_handler_slow:
 .Llost:
         ud2                             # no entry for this return: nowhere to go
 END return_to_handler
