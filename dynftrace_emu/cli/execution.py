@@ -15,6 +15,7 @@ from dynftrace_emu.errors import (
     ControlFileError,
     DynftraceError,
     GuestFault,
+    RecordError,
     StopMachineTimeout,
 )
 
@@ -45,7 +46,7 @@ def run_and_catch(traced: Run) -> DynftraceError | None:
 
 @contextmanager
 def interruptible(traced: Run) -> Iterator[threading.Event]:
-    """Ctrl-C ends the run in order; a second one at once."""
+    """Ctrl-C, or SIGTERM, ends the run in order; a second one at once."""
     interrupted = threading.Event()
 
     def on_interrupt(_signal: int, _frame: object) -> None:
@@ -54,11 +55,13 @@ def interruptible(traced: Run) -> Iterator[threading.Event]:
         interrupted.set()
         traced.machine.interrupt()
 
-    before = signal.signal(signal.SIGINT, on_interrupt)
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, on_interrupt) for number in numbers]
     try:
         yield interrupted
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def finish(
@@ -91,8 +94,8 @@ def finish(
         click.echo("\n".join([*summary(traced, result), *lines]))
         _show(shown)
     sys.stdout.flush()
-    if isinstance(failure, ControlFileError):
-        raise failure  # a write was refused: no fault of the guest's
+    if isinstance(failure, ControlFileError | RecordError):
+        raise failure  # no fault of the guest's
     if failure is not None:
         _report(traced, failure)
         return failure.exit_code

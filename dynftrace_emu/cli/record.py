@@ -15,7 +15,8 @@ from dynftrace_emu.cli.run_options import run_options, to_run_options
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from dynftrace_emu.export.recorder import RecordedCpu
+    from dynftrace_emu.errors import DynftraceError
+    from dynftrace_emu.export.recorder import RecordedCpu, Recorder
     from dynftrace_emu.ftrace.options import RunOptions
 
 __all__ = ["record"]
@@ -99,7 +100,6 @@ def _start(tracer: str, at: Sequence[str]) -> Iterator[str]:
 def _execute(options: RunOptions, output: Path, *, as_json: bool, verbose: bool) -> int:
     from dynftrace_emu.cli.execution import finish, interruptible, print_console, run_and_catch
     from dynftrace_emu.cli.live import TickView
-    from dynftrace_emu.errors import DynftraceError
     from dynftrace_emu.export.convert import convert_recording, converter
     from dynftrace_emu.export.recorder import Recorder
     from dynftrace_emu.ftrace.run import Run
@@ -120,18 +120,28 @@ def _execute(options: RunOptions, output: Path, *, as_json: bool, verbose: bool)
             view.begin(traced)
         recorded: list[RecordedCpu] = []
         with interruptible(traced) as interrupted:
-            failure = run_and_catch(traced)
             try:
-                recorded = recorder.finish()
-                if convert is not None:
-                    convert_recording(target, output, convert)
-            except DynftraceError as error:
-                failure = failure or error
+                failure = run_and_catch(traced)
+            finally:  # also where nobody reads what we print any more, or Ctrl-C comes twice
+                unwritten = _finish_recording(recorder, recorded)
+            failure = failure or unwritten
+            if convert is not None:
+                convert_recording(target, output, convert)
     extra = {"file": str(output), "recorded": [asdict(cpu) for cpu in recorded]}
     lines = _lines(recorded, output)
     return finish(
         traced, controls, failure, interrupted.is_set(), as_json=as_json, extra=extra, lines=lines
     )
+
+
+def _finish_recording(recorder: Recorder, recorded: list[RecordedCpu]) -> DynftraceError | None:
+    from dynftrace_emu.errors import DynftraceError
+
+    try:
+        recorded += recorder.finish()
+    except DynftraceError as error:
+        return error
+    return None
 
 
 def _lines(recorded: Iterable[RecordedCpu], output: Path) -> Iterator[str]:

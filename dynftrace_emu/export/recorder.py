@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from dynftrace_emu.errors import RecordError
+from dynftrace_emu.errors import OptionError, RecordError
 from dynftrace_emu.export.trace_dat import TraceDatWriter
 from dynftrace_emu.export.trace_source import HostEvent, SymbolTable, TraceInfo
 from dynftrace_emu.ftrace.events import (
@@ -45,7 +45,7 @@ class Recorder:
     """Drains the global trace array's buffers into a file, from a thread beside the guest.
 
     :param run: not yet executed; its tracer is set by whoever wants one.
-    :raises RecordError: the file cannot be made.
+    :raises OptionError: the file cannot be made.
     """
 
     def __init__(self, run: Run, path: Path) -> None:
@@ -59,7 +59,7 @@ class Recorder:
         try:
             self._writer = TraceDatWriter(path, self._info())
         except OSError as error:
-            raise RecordError(f"{path}: {error.strerror}") from None
+            raise OptionError(f"{path}: {error.strerror}") from None
         run.observe(self._on_event)
         run.machine.kthread("recorder", self._body(), daemon=True)
 
