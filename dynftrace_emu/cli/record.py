@@ -116,11 +116,11 @@ def _execute(options: RunOptions, output: Path, *, as_json: bool, verbose: bool)
             click.echo(f"note: {traced.note}", err=True)
         if verbose:
             traced.machine.console.on_line = print_console
-        if view is not None:
-            view.begin(traced)
         recorded: list[RecordedCpu] = []
         with interruptible(traced) as interrupted:
             try:
+                if view is not None:
+                    view.begin(traced)
                 failure = run_and_catch(traced)
             finally:  # also where nobody reads what we print any more, or Ctrl-C comes twice
                 unwritten = _finish_recording(recorder, recorded)

@@ -45,8 +45,8 @@ _PARK_SLICE = 48
 _WINDOW_SLICE = 16  # instructions between two looks whether IF is on
 _BETWEEN_TRIES = 2000
 _STEPS_OUT = (*[1] * 16, *[64] * 256)
-"""A site is left after an instruction. What takes longer may read the clock, for which it needs some
-instructions at a time."""
+"""A site is left after an instruction. What takes longer may read the clock, for which it needs
+some instructions at a time."""
 _SETTLE_INSTRUCTIONS = 50_000
 
 
