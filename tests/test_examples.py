@@ -22,6 +22,12 @@ def test_a_kernel_from_text_is_recorded_patched_and_traced() -> None:
     assert traced == "traced True"
 
 
-def test_the_readme_shows_a_run_that_works() -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert output("-c", code).startswith("[145, 145, ")
+def test_the_readme_shows_a_run_that_works_and_then_its_trace() -> None:
+    """Its blocks of Python follow each other."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    found, header, *lines = output("-c", "\n".join(blocks)).splitlines()
+    assert found.startswith("[145, 145, ")
+    assert header == "# tracer: function"
+    calls = [line for line in lines if line and not line.startswith("#")]
+    assert len(calls) > 10
+    assert all(re.search(r"[\d.]+: vfs_\w+ <-\w+$", line) for line in calls)

@@ -302,8 +302,7 @@ class VCpu:
         except unicorn.UcError as error:
             self._exit = self._engine_error(error)
         if budget:
-            stopped = self._exit is not None and self._exit.reason is ExitReason.IRET
-            self.executed = min(self._counter.value, budget) - stopped  # in front of the iret
+            self.executed = min(self._counter.value, budget) - self._stopped_in_front()
         self._note_iret()
         if self._exit is not None:
             if self._exit.reason is ExitReason.EXCEPTION:
@@ -312,6 +311,14 @@ class VCpu:
                 self.rip += 1  # the budget ended between the two
             return self._exit
         return _HALT if self._has_halted(budget) else _RUN_THROUGH
+
+    def _stopped_in_front(self) -> bool:
+        """Whether the last instruction that was counted is one in front of which a hook stopped."""
+        if self._exit is None:
+            return False
+        if self._exit.reason is ExitReason.SHUTDOWN:
+            return self.read(self.rip, 1) != _HLT and self.read(self.rip - 1, 1) != _HLT
+        return self._exit.reason is ExitReason.IRET
 
     def step(self) -> Exit:
         """Run one instruction (in an engine that counts)."""

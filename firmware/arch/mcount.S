@@ -65,8 +65,8 @@ END ftrace_static_call
 # A known site, and a call that is skipped, costs no trap. Only a miss with a slot to put it in asks
 # the host's hook, which looks again: two CPUs may miss at once.
 ENTRY ftrace_record_ip
-        cmp qword ptr gs:[PCPU_PREEMPT_COUNT], FTRACE_OFFSET
-        jae .Lnested
+        test qword ptr gs:[PCPU_PREEMPT_COUNT], FTRACE_OFFSET
+        jnz .Lnested
         add qword ptr gs:[PCPU_PREEMPT_COUNT], FTRACE_OFFSET
         cmp qword ptr [rip + ftrace_record_suspended], 0
         jne .Lsuspended

@@ -28,6 +28,7 @@ DOCUMENT = {
     "vcpus": int,
     "seconds": NUMBER,
     "site": str,
+    "discover": (str, NONE),
     "functions": int,
     "call_sites": int,
     "notrace": int,
@@ -92,6 +93,7 @@ def test_keys_and_types(cli, arguments: list[str]) -> None:
     assert len(document["workload"]["iterations"]) == document["vcpus"]
     assert len(document["workload"]["checksum"]) == document["vcpus"]
     assert all(re.fullmatch("0x[0-9a-f]{16}", sum_) for sum_ in document["workload"]["checksum"])
+    assert document["discover"] == ("runtime" if document["variant"] == "dynamic" else None)
     assert document["ticks"] or "--iterations" in arguments
     if document["engine"] == "threaded":
         assert document["seed"] is None

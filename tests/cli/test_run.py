@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 
@@ -96,7 +97,7 @@ def test_every_example_of_the_help_is_a_command_that_parses(cli) -> None:
         examples = re.findall(r"dynftrace-emu (.+)", text[text.index("Example") :])
         assert examples
         for example in examples:
-            arguments = example.split()
+            arguments = shlex.split(example)
             if "run" in arguments:
                 arguments += ["--iterations", "1", "--seconds", "0.1"]
             assert cli(*arguments).code in (0, 1)

@@ -8,7 +8,7 @@ import pytest
 
 from dynftrace_emu.ftrace.encodings import JMP, NOP
 from dynftrace_emu.machine.vcpu import Reg
-from tests.ftrace.tiny_kernel import TinyKernel, own_hash_long
+from tests.ftrace.tiny_kernel import TRACER, TinyKernel, own_hash_long
 
 FUNCTIONS = [f"f{number}" for number in range(300)]
 IF = 1 << 9  # in EFLAGS
@@ -146,20 +146,22 @@ def test_mcount_hands_back_every_register_but_r11_whatever_it_leads_to() -> None
     assert tiny.kernel.total("traced_calls") == 3
 
 
-def test_the_tracers_leave_the_interrupt_flag_as_it_was() -> None:
-    """They turn interrupts off meanwhile."""
+def test_the_tracers_hold_off_the_scheduler_and_no_interrupt() -> None:
     tiny = TinyKernel()
     tiny.call("f0")
     tiny.ftrace.startup()
-    for function in ("f0", "f1"):
+    for function, section in (("f0", "caller"), ("f1", "unknown")):
         for flag in (0, IF):
             cpu = tiny.begin(function)
             cpu[Reg.RFLAGS] = cpu[Reg.RFLAGS] & ~IF | flag
-            tiny.run_to(cpu, tiny.address("ftrace_wanted"))
-            assert not cpu[Reg.RFLAGS] & IF
+            tiny.run_to(cpu, tiny.address(f"__ftrace_{section}_section"))
+            assert cpu[Reg.RFLAGS] & IF == flag
+            assert tiny.kernel.percpu("preempt_count") == [TRACER]
             tiny.run_to(cpu, tiny.site(function) + 5)
             assert cpu[Reg.RFLAGS] & IF == flag
+            assert tiny.kernel.percpu("preempt_count") == [0]
             tiny.finish(cpu)
+    assert tiny.kernel.total("traced_calls") == 4
 
 
 # --- S2: the checks, in their order ---

@@ -62,7 +62,6 @@ def check(run: Run) -> None:
     assert len([memory for memory, _ in steps if memory]) >= 10
     assert all(memory == register for memory, register in steps)  # nothing ran twice
     assert run.kernel.total("traced_calls") > 1000
-    assert run.kernel.percpu("trace_busy") == run.kernel.percpu("trace_recursed") == [0, 0]
 
 
 @pytest.mark.parametrize("park", Park, ids=lambda park: park.value)

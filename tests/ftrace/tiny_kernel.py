@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 RECORD_PORT = 0xF5
+TRACER = 1 << 28  # in preempt_count
 NOP5 = bytes.fromhex("0f1f440000")
 PROLOGUE = 4  # push rbp; mov rbp, rsp
 HEADER = struct.Struct("<QI")  # struct ftrace_page: next, index
@@ -173,17 +174,9 @@ class TinyKernel:
         code = self.memory.read(mcount.address, mcount.size)
         return mcount.address + code.rindex(b"\x48\x83\x3d")  # cmp qword ptr [rip + ...], 0
 
-    def is_in_tracer(self, address: int) -> bool:
-        """Whether a vCPU there has asked who wants a call, and has not told them all yet."""
-        function = self.image.function_at(address).name
-        if function == "ftrace_caller":
-            begin, end = "__ftrace_caller_section", "__ftrace_caller_section_end"
-            return self.address(begin) < address < self.address(end) or (
-                address >= self.address("__ftrace_caller_slow")
-            )
-        if function == "ftrace_caller_unknown":
-            return address > self.address("__ftrace_unknown_section")
-        return function.startswith(("function_", "ftrace_trace_", "save_stack", "ring_buffer_"))
+    def in_tracer(self) -> list[bool]:
+        """Of each vCPU, whether it has asked who wants a call, and has not told them all yet."""
+        return [count >= TRACER for count in self.kernel.percpu("preempt_count")]
 
     # --- looking ---
 

@@ -5,6 +5,7 @@ import resource
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -122,18 +123,26 @@ def test_each_cpu_has_free_memory_of_its_own():
         assert (region.address, region.end, region.writable) == (start, end, True)
 
 
-def test_until_a_kernel_has_tasks_who_runs_is_pid_0():
-    kernel = boot_guest(WHO_AM_I, vcpus=3)
-    assert kernel.percpu("pid") == kernel.percpu("current") == [0, 0, 0]
-    assert list(kernel.tasks(0)) == []
+def test_who_boots_has_the_pid_that_the_idle_task_will_have(dynamic):
+    """From the first instruction on, so that what is traced then belongs to that task."""
+    kernel = boot(dynamic, 3, deterministic(), workload=workloads(dynamic)["default"])
+    assert kernel.percpu("current") == [0, 0, 0]
+    assert [list(kernel.tasks(cpu)) for cpu in range(3)] == [[]] * 3
+    pids = kernel.percpu("pid")
+    assert len(set(pids)) == 3
+    assert min(pids) > 0
+    kernel.machine.run(0.3)
+    for cpu, pid in enumerate(pids):
+        assert [task.pid for task in kernel.tasks(cpu) if task.comm == "swapper"] == [pid]
+        running = [task.pid for task in kernel.tasks(cpu) if task.on_cpu]
+        assert [kernel.percpu("pid")[cpu]] == running
 
 
 def test_there_is_ram_to_spare_and_the_host_has_not_committed_it():
     """Half a GiB, and 64 MiB for each vCPU; RSS is what has been touched."""
 
     def resident() -> int:
-        with open("/proc/self/statm") as statm:
-            return int(statm.read().split()[1]) * resource.getpagesize()
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
     before = resident()
     kernels = [boot_guest(WHO_AM_I, vcpus=vcpus) for vcpus in (1, 4)]
@@ -183,7 +192,7 @@ def test_a_number_of_vcpus_that_is_not_possible_is_refused(dynamic, vcpus):
 
 @pytest.mark.parametrize("limit_gib", [4, 6])
 def test_a_host_without_the_address_space_is_told_in_one_line(limit_gib):
-    """Under ulimit -v 2 vCPUs fit, 64 are refused before any is made, or their RAM is."""
+    """Under ulimit -v 2 vCPUs fit, 64 are refused before any is made, or already their RAM is."""
     code = """
 from dynftrace_emu.errors import AddressSpaceError
 from tests.kernel.test_boot import WHO_AM_I
@@ -206,7 +215,14 @@ except AddressSpaceError as error:
     first, *lines = done.stdout.splitlines()
     assert first == "offline", done.stderr
     assert len(lines) == 1, done.stderr
-    needed = re.match(r"2 64 vCPUs need (\d+) GiB of address space", lines[0])
-    assert 64 + 4 <= int(needed[1]) < 64 + 6  # their own, and the RAM
+    needed = re.match(r"2 (.+?) needs? (\d+) ([GM])iB of address space", lines[0])
+    who, gib = needed[1], int(needed[2]) / (1 if needed[3] == "G" else 1024)
+    ram = 0.5 + 64 / 16
+    if limit_gib > ram + 1:
+        assert who == "64 vCPUs"
+        assert 64 + ram - 1 < gib < 64 + ram + 1
+    else:
+        assert who == "the guest's RAM"
+        assert ram < gib < ram + 1
     assert "ulimit -v" in lines[0]
     assert not done.stderr

@@ -1,10 +1,12 @@
 """Instructions counted exactly: by the host, by the guest, and as the guest's time."""
 
+import numpy as np
 import pytest
 
 from dynftrace_emu.errors import GuestFault
 from dynftrace_emu.machine.engine import Park, RunEnd
 from dynftrace_emu.machine.exits import ExitReason
+from dynftrace_emu.machine.machine import TextSpan
 from dynftrace_emu.machine.memory import COUNTER_PAGE
 from dynftrace_emu.machine.vcpu import Reg
 from tests.machine.guests import (
@@ -15,6 +17,7 @@ from tests.machine.guests import (
     boot_threaded,
     deterministic,
     page_table_entries,
+    words,
 )
 
 UD, DE, PF, BP = 6, 0, 14, 3
@@ -246,7 +249,7 @@ def test_the_virtual_clock_counts_each_instruction_once_however_often_nmis_come(
 CLOCK = """
 .include "trace/trace.inc"
 
-# Note in this CPU's area if time has gone back since this CPU looked last. Nothing may come in between.
+# Note in this CPU's area if time has gone back since it looked last. Nothing may come in between.
 .macro LOOK
         TRACE_CLOCK_LOCAL
         cmp rax, gs:[PCPU_CHECKSUM]
@@ -262,40 +265,51 @@ CLOCK = """
 @pytest.mark.parametrize("virtual_hz", [VIRTUAL_HZ, 333_333, 1_000_003, 7_000])
 @pytest.mark.parametrize("seed", [1, 2])
 def test_the_guests_time_is_what_its_cpu_has_run(virtual_hz, seed):
-    rounds = 200
+    """ns = (count * mul >> 32) + offset, where the offset is the same before and behind."""
+    rounds, length, before = 400, 11 + 2 * 30, 4
     kernel = boot_guest(
-        CLOCK
-        + f"""
+        f"""
     ENTRY startup_64
+        mov rbp, gs:[PCPU_PVCLOCK + PVCLOCK_COUNTER]
         lea rdi, [rip + log]
         mov ebx, {rounds}
     again:
-        TRACE_CLOCK_LOCAL
+        mov rax, gs:[PCPU_PVCLOCK + PVCLOCK_OFFSET]
+        mov rdx, [rbp]
+        mov rsi, gs:[PCPU_PVCLOCK + PVCLOCK_OFFSET]
         mov [rdi], rax
-        add rdi, 8
+        mov [rdi + 8], rdx
+        mov [rdi + 16], rsi
+        add rdi, 24
         mov ecx, 30
     1:  dec ecx
         jnz 1b
+        nop
         dec ebx
         jnz again
         OFFLINE
     END startup_64
     .data
-    log:    .skip 8 * {rounds}
+    log:    .skip 24 * {rounds}
     """,
         engine=deterministic(seed, virtual_hz),
     )
     assert kernel.machine.run(None) is RunEnd.OFFLINE
-    log = kernel.machine.memory.view(kernel.image.address("log"), "<u8", rounds).tolist()
-    ran = round(kernel.machine.now() * virtual_hz)
-    length, rest = divmod(ran - 2 - 2, rounds)
-    assert rest == 0
-    ns = 1e9 / virtual_hz
-    first = log[0] / ns  # the instruction that read the counter, in its round
-    assert 2 < first < 2 + length
-    for number, time in enumerate(log):
-        # Two roundings, one of the slice's start and one of what was run in it.
-        assert abs(time - (round(first) + number * length) * ns) <= 2
+    assert kernel.machine.now() * virtual_hz == pytest.approx(before - 1 + rounds * length + 2)
+    log = words(kernel, "log", 3 * rounds)
+    mul = int(kernel.pcpu(0)["pvclock"]["mul"][0])
+    times = {
+        number: (count * mul >> 32) + offset
+        for number, (offset, count, offset_behind) in enumerate(
+            zip(log[::3], log[1::3], log[2::3], strict=True)
+        )
+        if offset == offset_behind
+    }
+    assert len(times) > 0.8 * rounds
+    assert len(set(log[::3])) > 3  # of several slices
+    for number, time in times.items():
+        true = (before + 1 + number * length) * 1e9 / virtual_hz  # as that instruction has begun
+        assert abs(time - true) <= 2  # two roundings: of the slice's start, of what was run in it
 
 
 @pytest.mark.parametrize("park", Park)
@@ -350,6 +364,50 @@ def test_the_guests_time_never_goes_back_whatever_comes_in_between(park, seed):
     machine.run(0.1)
     assert min(kernel.percpu("iterations")) > 100
     assert kernel.percpu("skipped_nested") == [0, 0]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_who_has_to_get_on_before_a_stop_can_read_the_clock_meanwhile(seed):
+    """However few instructions it is given at a time, and again in the middle of a reading."""
+    using = 1 << 28
+    kernel = boot_guest(
+        CLOCK
+        + f"""
+    ENTRY startup_64
+        inc rbx
+        add qword ptr gs:[PCPU_PREEMPT_COUNT], {using}
+        .rept 3
+        LOOK
+        .endr
+        sub qword ptr gs:[PCPU_PREEMPT_COUNT], {using}
+        inc r12
+        .rept 40
+        nop
+        .endr
+        jmp startup_64
+    END startup_64
+    """,
+        engine=deterministic(seed, park=Park.ANYWHERE),
+    )
+    machine, vcpu = kernel.machine, kernel.machine.vcpus[0]
+    span = TextSpan(np.zeros(0, dtype=np.uint64), 5, using)
+    counts = []
+
+    def stops():
+        while True:
+            yield 0.000_501
+            machine.stop_machine(
+                lambda: counts.extend(kernel.percpu("preempt_count")), lambda: span
+            )
+
+    machine.kthread("stops", stops())
+    machine.run(0.05)
+    assert len(counts) > 50
+    assert set(counts) == {0}
+    assert {stop.tries for stop in machine.stops} == {1}
+    assert vcpu[Reg.RBX] - vcpu[Reg.R12] in (0, 1)
+    assert kernel.percpu("iterations")[0] > 1000
+    assert kernel.percpu("skipped_nested") == [0]
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -424,7 +482,5 @@ def test_on_threads_the_guests_time_never_goes_back_from_run_to_run_either():
         machine.run(0.05)
         machine.stop_machine(lambda: None)
         counts.append(min(kernel.percpu("iterations")))
-        # The guest's clock stands still between runs, as the machine's own does.
-        assert max(kernel.percpu("checksum")) <= machine.now() * 1e9 + 1_000_000
     assert counts == sorted(set(counts))
     assert kernel.percpu("skipped_nested") == [0, 0]

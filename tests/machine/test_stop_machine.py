@@ -60,26 +60,6 @@ def test_inside_a_span_means_behind_its_first_byte(starts, size, ips):
         assert span.inside(array(*ips)).tolist() == expected
 
 
-@given(
-    sections=st.lists(st.tuples(st.integers(0, 60), st.integers(0, 9)), max_size=4),
-    ips=st.lists(st.integers(0, 80)),
-)
-def test_inside_a_critical_section_means_from_its_first_byte_to_its_last(sections, ips):
-    """Sections may touch, or lie in one another; an ip in two of them may be named twice."""
-    span = TextSpan(array(), 5, tuple((start, start + size) for start, size in sections))
-    expected = {ip for ip in ips if any(a <= ip < a + n for a, n in sections)}
-    assert set(span.inside(array(*ips)).tolist()) == expected
-    assert bool(span) == bool(sections)
-
-
-def test_sites_and_sections_together_are_both_inside():
-    span = TextSpan(array(100), 5, ((10, 20), (200, 201)))
-    ips = (9, 10, 19, 20, 100, 101, 104, 105, 200, 201)
-    assert sorted(span.inside(array(*ips)).tolist()) == [10, 19, 101, 104, 200]
-    assert not TextSpan(array(), 5)
-    assert TextSpan(array(1), 5)
-
-
 # --- where vCPUs park ---
 
 SECTIONS = (
@@ -245,7 +225,7 @@ def test_before_the_first_instruction_there_is_nobody_to_stop():
     machine = kernel.machine
 
     def change():
-        poke(kernel, "target", b"\xb8\x02\x00\x00\x00")  # mov eax, 2
+        poke(kernel, "target", TWO)
         with pytest.raises(MachineBusyError):
             machine.stop_machine(lambda: None)
         return "done"
@@ -536,15 +516,17 @@ def test_a_vcpu_inside_a_site_is_stepped_out_before_the_function_runs(with_span)
         assert vcpu[Reg.RBX] - vcpu[Reg.R12] in (0, 1)
 
 
-@pytest.mark.parametrize("park", Park)
-def test_a_vcpu_in_a_critical_section_is_led_out_of_it_however_long_it_is(park):
-    """At its first instruction, too; its end is outside. Interrupts are off there or not."""
-    kernel = boot_guest(
+USING = 1 << 28  # in preempt_count
+
+
+def using_guest(seed, **options):
+    """Two vCPUs whose r14 says whether they are using something; an NMI may come in between."""
+    return boot_guest(
         """
     ENTRY startup_64
     """
         + START_OTHER
-        + """
+        + f"""
         jmp work
     END startup_64
     ENTRY secondary_startup_64
@@ -554,33 +536,75 @@ def test_a_vcpu_in_a_critical_section_is_led_out_of_it_however_long_it_is(park):
     ENTRY work
         sti
     1:  inc rbx
-    section:
+        add qword ptr gs:[PCPU_PREEMPT_COUNT], {USING}
+        inc r14
         mov ecx, 300
-    2:  dec ecx
-        jnz 2b
-    section_end:
+        call away
+        dec r14
+        sub qword ptr gs:[PCPU_PREEMPT_COUNT], {USING}
         inc r12
+        .rept 60
+        nop
+        .endr
         jmp 1b
     END work
+    ENTRY away
+    1:  dec ecx
+        jnz 1b
+        ret
+    END away
+    ENTRY nmi
+        .rept 40
+        nop
+        .endr
+        iretq
+    END nmi
     """,
         vcpus=2,
-        engine=deterministic(seed=3, park=park),
+        gates={NMI: ("nmi", 1)},
+        engine=deterministic(seed, **options),
+        nmi_rate=5_000,
     )
-    machine, ips = kernel.machine, []
-    section = tuple(kernel.image.address(name) for name in ("section", "section_end"))
-    span = TextSpan(array(), 5, (section,))
 
-    def stop():
-        machine.stop_machine(lambda: ips.extend(v.rip for v in machine.vcpus), lambda: span)
 
-    every(machine, 0.000_501, stop)
-    machine.run(0.03)
-    assert len(ips) > 50
-    assert not [ip for ip in ips if section[0] <= ip < section[1]]
+@pytest.mark.parametrize("park", Park)
+@pytest.mark.parametrize("seed", range(2))
+def test_who_uses_what_changes_gets_on_first_wherever_it_stands(park, seed):
+    """In a function it calls, or in an NMI handler over it: its preempt count says so."""
+    kernel = using_guest(seed, park=park)
+    machine, using, on_nmi = kernel.machine, [], []
+    span = TextSpan(array(), 5, USING)
+
+    def look():
+        using.extend(vcpu[Reg.R14] for vcpu in machine.vcpus)
+        on_nmi.extend(
+            machine.memory.find(vcpu[Reg.RSP]).name.startswith("nmi") for vcpu in machine.vcpus
+        )
+
+    every(machine, 0.000_501, lambda: machine.stop_machine(look, lambda: span))
+    machine.run(0.1)
+    assert len(using) > 200
+    assert set(using) == {0}
+    assert any(on_nmi) == (park is Park.ANYWHERE)  # a handler is no use by itself
     assert {stop.tries for stop in machine.stops} == {1}
     for vcpu in machine.vcpus:
         assert vcpu[Reg.RBX] - vcpu[Reg.R12] in (0, 1)
-        assert vcpu[Reg.R12] > 10
+        assert vcpu[Reg.R12] > 100
+
+
+def test_without_such_a_span_parking_anywhere_stops_in_the_middle_of_a_use():
+    kernel = using_guest(1, park=Park.ANYWHERE)
+    machine, using = kernel.machine, []
+    span = TextSpan(array(), 5)  # nothing is in use
+    every(
+        machine,
+        0.000_501,
+        lambda: machine.stop_machine(
+            lambda: using.extend(vcpu[Reg.R14] for vcpu in machine.vcpus), lambda: span
+        ),
+    )
+    machine.run(0.1)
+    assert set(using) == {0, 1}
 
 
 def test_an_nmi_frame_inside_a_site_makes_the_stop_wait():
