@@ -302,7 +302,7 @@ class VCpu:
         except unicorn.UcError as error:
             self._exit = self._engine_error(error)
         if budget:
-            self.executed = min(self._counter.value, budget) - self._stopped_in_front()
+            self.executed = min(self._counter.value - self._stopped_in_front(), budget)
         self._note_iret()
         if self._exit is not None:
             if self._exit.reason is ExitReason.EXCEPTION:
@@ -317,7 +317,7 @@ class VCpu:
         if self._exit is None:
             return False
         if self._exit.reason is ExitReason.SHUTDOWN:
-            return self.read(self.rip, 1) != _HLT and self.read(self.rip - 1, 1) != _HLT
+            return self.read(self.rip, 1) != _HLT
         return self._exit.reason is ExitReason.IRET
 
     def step(self) -> Exit:
