@@ -17,7 +17,7 @@ from dynftrace_emu.kernel.structs import BUFFER_PAGE, PAGE_SIZE, EventId
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["decode_pages"]
+__all__ = ["bytes_before", "decode_pages"]
 
 _PADDING, _TIME_EXTEND, _TIME_STAMP = 29, 30, 31
 _WORDS = PAGE_SIZE // 4
@@ -48,10 +48,27 @@ def decode_pages(
     return table, _decode_bodies(table, words, at, words_long), page
 
 
+def bytes_before(page: NDArray[np.uint8], count: int) -> int:
+    """How many bytes of a page's data the first ``count`` events take, with what is before each."""
+    words = page.view("<u4")[BUFFER_PAGE.size // 4 :].tolist()
+    at = 0
+    while count:
+        kind = words[at] & 31
+        if kind in (_TIME_EXTEND, _TIME_STAMP):
+            at += 2
+            continue
+        at += words[at + 1] // 4 + 1 if kind == 0 else kind + 1
+        count -= 1
+    return at * 4
+
+
 def _walk(
     words: NDArray[np.uint32], raw: NDArray[np.uint8], commit: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.uint64]]:
     """Of each event: its page, where its data begins and how long it is (in words), its time."""
+    nothing = np.zeros(0, dtype=np.int64)
+    if not len(commit):
+        return nothing, nothing, nothing, nothing.astype(np.uint64)
     header = BUFFER_PAGE.size // 4
     pages = np.arange(len(commit), dtype=np.int64)
     base = pages * _WORDS + header
@@ -76,7 +93,6 @@ def _walk(
         begin = here + 1 + zero
         steps.append((pages[event], begin[event], (here + size - begin)[event], ts[pages][event]))
     if not steps:
-        nothing = np.zeros(0, dtype=np.int64)
         return nothing, nothing, nothing, nothing.astype(np.uint64)
     page, begin, long, times = (np.concatenate(column) for column in zip(*steps, strict=True))
     order = np.argsort(page, kind="stable")

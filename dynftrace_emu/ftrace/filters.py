@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["choose", "matching_sites", "parse_filter"]
 
+_LONGEST_NUMBER = 20
 _ONCE = (ProbeKind.DUMP, ProbeKind.CPUDUMP)
 _COMMANDS = {kind.name.lower(): kind for kind in ProbeKind}
 
@@ -42,8 +43,8 @@ def matching_sites(tracing: Tracing, pattern: str) -> NDArray[np.uint64]:
     :raises ControlFileError: EINVAL, there is none.
     """
     available = tracing.available_sites()
-    if pattern.isdigit():
-        index = int(pattern)
+    if pattern.isascii() and pattern.isdigit():
+        index = int(pattern) if len(pattern) < _LONGEST_NUMBER else len(available) + 1
         if not 1 <= index <= len(available):
             raise _nothing(tracing, pattern, f"there are {len(available)} available functions")
         return available[index - 1 : index]
@@ -122,25 +123,33 @@ def _command(array: TraceArray, probes: list[FunctionProbe], word: str) -> list[
     if pattern.startswith("!"):
         return _remove(array, probes, pattern[1:], kind)
     count = _count(word, kind, rest)
-    sites = matching_sites(array.tracing, pattern).tolist()
-    kept = [probe for probe in probes if probe.kind is not kind or probe.site not in set(sites)]
-    return kept + [FunctionProbe(array, site, kind, count) for site in sites]
+    there = {probe.site for probe in probes if probe.kind is kind}
+    sites = [s for s in matching_sites(array.tracing, pattern).tolist() if s not in there]
+    if not sites:
+        raise ControlFileError(errno.EINVAL, f"{word!r}: it is set already; remove it first with !")
+    return probes + [FunctionProbe(array, site, kind, count) for site in sites]
 
 
 def _remove(
     array: TraceArray, probes: list[FunctionProbe], pattern: str, kind: ProbeKind
 ) -> list[FunctionProbe]:
+    name = kind.name.lower()
+    if not any(probe.kind is kind for probe in probes):
+        raise ControlFileError(errno.ENODEV, f"no function has the trigger {name}")
     match = glob_match(pattern)
     kept = [p for p in probes if p.kind is not kind or not match(array.tracing.name(p.site))]
     if len(kept) == len(probes):
-        name = kind.name.lower()
-        raise ControlFileError(errno.ENOENT, f"no function of {pattern!r} has the trigger {name}")
+        raise ControlFileError(errno.EINVAL, f"no function of {pattern!r} has the trigger {name}")
     return kept
 
 
 def _count(word: str, kind: ProbeKind, rest: list[str]) -> int:
     if not rest:
         return 1 if kind in _ONCE else UNLIMITED
-    if len(rest) > 1 or not (rest[0].isdigit() or rest[0] == "unlimited"):
+    if len(rest) > 1 or not rest[0].isascii() or not (rest[0].isdigit() or rest[0] == "unlimited"):
         raise ControlFileError(errno.EINVAL, f"{word!r}: the count is a number, or left out")
-    return UNLIMITED if rest[0] == "unlimited" else min(int(rest[0]), UNLIMITED)
+    if rest[0] == "unlimited":
+        return UNLIMITED
+    if len(rest[0]) > _LONGEST_NUMBER or int(rest[0]) > UNLIMITED:
+        raise ControlFileError(errno.ERANGE, f"{word[:60]!r}: the count is too large")
+    return int(rest[0])

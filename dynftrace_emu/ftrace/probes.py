@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from dynftrace_emu.ftrace.trace_array import TraceArray
     from dynftrace_emu.kernel.guest import GuestKernel
 
-__all__ = ["UNLIMITED", "FunctionProbe", "ProbeTable"]
+__all__ = ["UNLIMITED", "FunctionProbe", "PreparedProbes", "ProbeTable"]
 
 UNLIMITED = (1 << 64) - 1
 
@@ -72,25 +72,32 @@ class ProbeTable:
             return probe.count
         return self._memory.read_u64(probe.address + PROBE.offset("count"))
 
-    def set(self, probes: Sequence[FunctionProbe]) -> None:
-        """Make these the triggers; with the machine stopped, and no vCPU in a tracer."""
+    def prepare(self, probes: Sequence[FunctionProbe]) -> PreparedProbes:
+        """Make room for these to become the triggers; nothing changes yet.
+
+        :raises ImageError: the guest's RAM is used up.
+        """
+        pages = -(-len(probes) * PROBE.size // PAGE_SIZE)
+        return PreparedProbes(self, probes, pages, self._pool.alloc(pages) if pages else 0)
+
+    def install(self, prepared: PreparedProbes) -> None:
+        """Make them the triggers; with the machine stopped, and no vCPU in a tracer."""
         for probe in self._at.values():
             probe.count = self.count(probe)
         old, self._block = self._block, None
         self._heads[:] = 0
         self._at = {}
-        if probes:
-            self._fill(probes)
+        if prepared.pages:
+            self._fill(prepared)
         if old is not None:
             self._pool.free(*old)
 
-    def _fill(self, probes: Sequence[FunctionProbe]) -> None:
-        pages = -(-len(probes) * PROBE.size // PAGE_SIZE)
-        self._block = self._pool.alloc(pages), pages
-        table = self._memory.view(self._block[0], PROBE.dtype, len(probes))
-        for index in reversed(range(len(probes))):  # so that they act in the order they were set
-            probe = probes[index]
-            probe.address = self._block[0] + index * PROBE.size
+    def _fill(self, prepared: PreparedProbes) -> None:
+        self._block = prepared.address, prepared.pages
+        table = self._memory.view(prepared.address, PROBE.dtype, len(prepared.probes))
+        for index in reversed(range(len(prepared.probes))):  # they act in the order they were set
+            probe = prepared.probes[index]
+            probe.address = prepared.address + index * PROBE.size
             bucket = (probe.site * GOLDEN_RATIO_PRIME_64 & UNLIMITED) >> (64 - PROBE_HASHBITS)
             table[index] = (
                 int(self._heads[bucket]), probe.site, int(probe.kind), probe.count,
@@ -98,6 +105,11 @@ class ProbeTable:
             )  # fmt: skip
             self._heads[bucket] = np.uint64(probe.address)
             self._at[probe.address] = probe
+
+    def give_back(self, prepared: PreparedProbes) -> None:
+        """They will not become the triggers."""
+        if prepared.pages:
+            self._pool.free(prepared.address, prepared.pages)
 
     def _on_probe(self, vcpu: VCpu) -> int:
         probe = self._at.get(vcpu[Reg.RCX])
@@ -109,3 +121,21 @@ class ProbeTable:
                     self._memory.write_u64(place, count - 1)
                 self._act(probe, vcpu)
         return 0
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedProbes:
+    """Triggers that have a place in guest memory and are not in use yet."""
+
+    table: ProbeTable
+    probes: Sequence[FunctionProbe]
+    pages: int
+    address: int
+
+    def install(self) -> None:
+        """Make them the triggers; with the machine stopped, and no vCPU in a tracer."""
+        self.table.install(self)
+
+    def discard(self) -> None:
+        """Give the place back."""
+        self.table.give_back(self)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynftrace_emu.ftrace.event_decoder import decode_pages
+from dynftrace_emu.ftrace.event_decoder import bytes_before, decode_pages
 from dynftrace_emu.ftrace.trace_events import EVENT, Events
 from dynftrace_emu.kernel.structs import (
     BUFFER_PAGE,
@@ -160,31 +160,19 @@ class RingBufferCpu:
             return events, lost
 
     def read(self, limit: int | None = None) -> tuple[Events, int]:
-        """Consume at most ``limit`` events, oldest first; also how many were lost before them."""
+        """Consume events, at most ``limit``, oldest first; also how many were lost before them."""
         with self._lock:
             events, page_numbers, lost = self._available()
-            if limit is not None and len(events) > limit:
-                events = Events(events.table[:limit], events.payloads)
+            count = len(events) if limit is None else min(limit, len(events))
+            if not count:
+                return Events(events.table[:0]), 0
+            table = events.table[:count]
             self._overrun += lost
-            self._next += lost
-            if len(events):
-                self._read += len(events)
-                self._next = int(events.table["number"][-1]) + 1
-                # In a buffer that does not overwrite, this is what makes room.
-                self._rb["reader_page"] = int(page_numbers[len(events) - 1])
-            return events, lost
-
-    def consume_through(self, number: int) -> None:
-        """Consume every event up to the one so numbered, as :meth:`read` would have."""
-        with self._lock:
-            events, page_numbers, lost = self._available()
-            count = int((events.table["number"] <= number).sum())
-            self._overrun += lost
-            self._next += lost
-            if count:
-                self._read += count
-                self._next = int(events.table["number"][count - 1]) + 1
-                self._rb["reader_page"] = int(page_numbers[count - 1])
+            self._read += count
+            self._next = int(table["number"][-1]) + 1
+            # In a buffer that does not overwrite, this is what makes room.
+            self._rb["reader_page"] = int(page_numbers[count - 1])
+            return Events(table, events.payloads), lost
 
     def stats(self) -> CpuStats:
         """The numbers of it, at this moment."""
@@ -192,7 +180,12 @@ class RingBufferCpu:
             pages = self._copy()
             events, _, lost = self._decode(pages)
             table = events.table
-            used = int(pages.commit.sum()) if len(table) else 0
+            used = 0
+            if len(table):
+                number = int(table["number"][0])
+                first = int(np.searchsorted(pages.first, number, side="right")) - 1
+                consumed = bytes_before(pages.raw[first], number - int(pages.first[first]))
+                used = int(pages.commit[first:].sum()) - consumed
             return CpuStats(
                 len(table),
                 self._overrun + lost,
@@ -374,15 +367,10 @@ class RingBuffer:
         chosen = [self.cpus[cpu] for cpu in self._chosen(cpus)]
         if limit is None:
             return merge([buffer.read() for buffer in chosen])
-        events, lost = merge([buffer.peek() for buffer in chosen])
-        table = events.table[:limit]
-        for buffer in chosen:
-            numbers = table["number"][table["cpu"] == buffer.cpu]
-            if len(numbers):
-                buffer.consume_through(int(numbers[-1]))
-        seen = set(table["cpu"].tolist())
-        lost = {cpu: count for cpu, count in lost.items() if cpu in seen}
-        return Events(table, events.payloads), lost
+        there, _ = merge([buffer.peek() for buffer in chosen])
+        counts = np.bincount(there.table["cpu"][:limit], minlength=len(self.cpus)).tolist()
+        # What has been overwritten since then cannot be read; so many that came later are, instead.
+        return merge([buffer.read(counts[buffer.cpu]) for buffer in chosen])
 
     def _chosen(self, cpus: list[int] | None) -> list[int]:
         return list(range(len(self.cpus))) if cpus is None else cpus

@@ -219,13 +219,14 @@ class TraceArray:
 
     def free_snapshot(self) -> None:
         """Give the spare buffer back. A CPU may still be writing to it: so in a stop."""
-        if self.max_buffer is None:
-            return
-        buffer = self.max_buffer
-        self.tracing.stop(lambda: None)
-        with self._leaf_lock:
-            self.max_buffer = None
-        buffer.free()
+
+        def take() -> RingBuffer | None:
+            with self._leaf_lock:
+                spare, self.max_buffer = self.max_buffer, None
+                return spare
+
+        if self.max_buffer is not None and (spare := self.tracing.stop(take)) is not None:
+            spare.free()
 
     def swap_snapshot(self) -> None:
         """Take a snapshot: the buffers change places, and what is written from now on is new.

@@ -231,17 +231,21 @@ class Tracing:
                 raise
 
     def _listen(self, commit: Callable[[], None]) -> None:
-        if self.ftrace is None:
+        if self.ftrace is None or self._probe_table is None:
             commit()
             return
+        probes = self._probe_table.prepare(self._probes())
 
         def in_stop() -> None:
-            if self._probe_table is not None:
-                self._probe_table.set(self._probes())
+            probes.install()
             self.graph.write()
             commit()
 
-        self.ftrace.listen(self.listeners(), in_stop)
+        try:
+            self.ftrace.listen(self.listeners(), in_stop)
+        except BaseException:
+            probes.discard()
+            raise
 
     # --- tracers ---
 
@@ -252,10 +256,11 @@ class Tracing:
                 return
             if tracer == "function_graph":
                 self.ret_stacks.alloc()
+            before = array.tracer
 
             def commit() -> None:
                 array.buffer.reset()
-                if tracer == "function_graph":
+                if "function_graph" in (before, tracer):
                     self.graph.begin_session()
 
             with self.changing(commit):
@@ -282,6 +287,13 @@ class Tracing:
                 self.profile.enabled = enabled
 
     # --- triggers ---
+
+    def triggers_beyond_one(self) -> dict[int, int]:
+        """Of sites with triggers: how many kinds more than one; each is an ops in Linux."""
+        kinds: dict[int, set[tuple[str, ProbeKind]]] = {}
+        for probe in self._probes():
+            kinds.setdefault(probe.site, set()).add((probe.array.name, probe.kind))
+        return {site: len(found) - 1 for site, found in kinds.items()}
 
     def probe_count(self, probe: FunctionProbe) -> int:
         """How often a trigger may still act."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
-from dynftrace_emu.errors import ControlFileError, ImageError
+from dynftrace_emu.errors import ControlFileError
 from dynftrace_emu.tracefs.control_file import ControlFile, parse_number
 
 if TYPE_CHECKING:
@@ -13,21 +13,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BufferPercent", "BufferSizeKb", "BufferTotalSizeKb", "CpuBufferSizeKb", "CpuFile",
-    "FreeBuffer", "Stats", "TraceClock", "resize",
+    "FreeBuffer", "Stats", "TraceClock",
 ]  # fmt: skip
 
 _LARGEST_KB = 1 << 30
-
-
-def resize(array: TraceArray, sizes_kb: list[int]) -> None:
-    """Give each CPU's buffer a size.
-
-    :raises ControlFileError: ENOMEM, there is not so much memory; nothing was changed.
-    """
-    try:
-        array.resize(sizes_kb)
-    except ImageError as error:
-        raise ControlFileError(errno.ENOMEM, str(error)) from None
 
 
 def _parse_size(text: str) -> int:
@@ -49,7 +38,7 @@ class BufferSizeKb(ControlFile):
         return f"{sizes.pop()}\n" if len(sizes) == 1 else "X\n"
 
     def write(self, text: str, *, append: bool) -> None:
-        resize(self.array, [_parse_size(text)] * self.tracing.nr_cpus)
+        self.array.resize([_parse_size(text)] * self.tracing.nr_cpus)
 
 
 class BufferTotalSizeKb(ControlFile):
@@ -86,7 +75,7 @@ class FreeBuffer(ControlFile):
     def write(self, text: str, *, append: bool) -> None:
         if self.array.option("disable_on_free"):
             self.array.set_on(False)
-        resize(self.array, [1] * self.tracing.nr_cpus)
+        self.array.resize([1] * self.tracing.nr_cpus)
 
 
 class TraceClock(ControlFile):
@@ -127,7 +116,7 @@ class CpuBufferSizeKb(CpuFile):
     def write(self, text: str, *, append: bool) -> None:
         sizes = list(self.array.sizes_kb)
         sizes[self.cpu] = _parse_size(text)
-        resize(self.array, sizes)
+        self.array.resize(sizes)
 
 
 class Stats(CpuFile):

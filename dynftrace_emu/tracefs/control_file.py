@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from typing import TYPE_CHECKING, ClassVar
 
 from dynftrace_emu.errors import ControlFileError
@@ -12,6 +13,10 @@ if TYPE_CHECKING:
     from dynftrace_emu.ftrace.tracing import Tracing
 
 __all__ = ["ControlFile", "parse_bool", "parse_number"]
+
+
+_DIGITS, _HEX_DIGITS = re.compile(r"\+?[0-9]+"), re.compile(r"[0-9a-fA-F]+")
+_LONGEST = 32  # digits, leading zeros included
 
 
 class ControlFile:
@@ -46,24 +51,23 @@ class ControlFile:
 
 
 def parse_number(text: str, *, base: int = 10) -> int:
-    """A number of 0 or more (``kstrtoul``).
+    """A number of 0 or more, below 2^64 (``kstrtoul``).
 
-    :raises ControlFileError: EINVAL.
+    :raises ControlFileError: EINVAL, or ERANGE for one that is too large.
     """
     word = text.strip()
-    try:
-        number = int(word, base)
-    except ValueError:
-        number = -1
-    if number < 0 or "_" in word or word.startswith("+"):
-        raise ControlFileError(errno.EINVAL, f"{word!r} is not a number of 0 or more")
+    digits = _HEX_DIGITS if base == 16 else _DIGITS
+    if not digits.fullmatch(word):
+        raise ControlFileError(errno.EINVAL, f"{word[:40]!r} is not a number of 0 or more")
+    if len(word) > _LONGEST or (number := int(word, base)) >= 1 << 64:
+        raise ControlFileError(errno.ERANGE, f"{word[:40]} is too large")
     return number
 
 
 def parse_bool(text: str) -> bool:
     """0 or 1.
 
-    :raises ControlFileError: EINVAL.
+    :raises ControlFileError: EINVAL, or ERANGE for a number that is too large.
     """
     number = parse_number(text)
     if number > 1:

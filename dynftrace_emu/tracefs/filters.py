@@ -58,7 +58,12 @@ class EnabledFunctions(ControlFile):
 
     def read(self) -> str:
         counts = _dynamic(self).listening()
-        return "".join(f"{self.tracing.name(site)} ({count})\n" for site, count in counts if count)
+        more = self.tracing.triggers_beyond_one()
+        return "".join(
+            f"{self.tracing.name(site)} ({count + more.get(site, 0)})\n"
+            for site, count in counts
+            if count
+        )
 
 
 class TouchedFunctions(ControlFile):

@@ -115,7 +115,7 @@ class ErrorLog(ControlFile):
     def add(self, file: str, command: str, reason: str) -> None:
         """Note a refused write, as Linux's ``tracing_log_err`` does."""
         us = round(self.tracing.kernel.machine.now() * 1e6)
-        command = command.strip()
+        command = " ".join(command.split())
         self._entries.append(
             f"[{us // 10**6:5d}.{us % 10**6:06d}] {file}: error: {reason}\n"
             f"  Command: {command}\n           ^\n"

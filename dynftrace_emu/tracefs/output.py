@@ -6,7 +6,7 @@ import errno
 import struct
 from typing import TYPE_CHECKING
 
-from dynftrace_emu.errors import ControlFileError, ImageError
+from dynftrace_emu.errors import ControlFileError
 from dynftrace_emu.export.text import TextStyle, TraceText, header
 from dynftrace_emu.ftrace.tracing import OPTIONS
 from dynftrace_emu.kernel.structs import EventId
@@ -143,18 +143,11 @@ class Snapshot(ControlFile):
             case 0:
                 self.array.free_snapshot()
             case 1:
-                _alloc_snapshot(self.array)
+                self.array.alloc_snapshot()
                 self.array.swap_snapshot()
             case _:
                 if self.array.max_buffer is not None:
                     self.array.max_buffer.reset()
-
-
-def _alloc_snapshot(array: TraceArray) -> None:
-    try:
-        array.alloc_snapshot()
-    except ImageError as error:
-        raise ControlFileError(errno.ENOMEM, str(error)) from None
 
 
 class CpuSnapshot(CpuFile):
@@ -183,8 +176,10 @@ class TraceMarker(ControlFile):
     readable = False
 
     def write(self, text: str, *, append: bool) -> None:
-        data = text.encode("utf-8", "surrogateescape")[:_MARKER_MAX]
-        _mark(self.array, EventId.PRINT, struct.pack("<Q", 0) + data.removesuffix(b"\n") + b"\n\0")
+        data = text.encode("utf-8", "surrogateescape")
+        for start in range(0, max(1, len(data)), _MARKER_MAX):  # as who writes to Linux goes on
+            part = data[start : start + _MARKER_MAX].removesuffix(b"\n")
+            _mark(self.array, EventId.PRINT, struct.pack("<Q", 0) + part + b"\n\0")
 
 
 class TraceMarkerRaw(ControlFile):

@@ -35,7 +35,7 @@ class FunctionProfileEnabled(ControlFile):
         return f"{int(self.tracing.profile.enabled)}\n"
 
     def write(self, text: str, *, append: bool) -> None:
-        self.tracing.set_profile(parse_bool(text))
+        self.tracing.set_profile(parse_number(text) != 0)
 
 
 class FunctionStat(CpuFile):
@@ -66,9 +66,8 @@ class StackTrace(ControlFile):
     def read(self) -> str:
         tracer = self.tracing.stack_tracer
         entries = tracer.trace()
-        if not tracer.enabled and not entries:
-            return _DISABLED
-        return "".join(f"{line}\n" for line in self._lines(entries))
+        text = "".join(f"{line}\n" for line in self._lines(entries))
+        return text if tracer.enabled or tracer.max_size else text + _DISABLED
 
     def _lines(self, entries: list[tuple[int, int]]) -> Iterator[str]:
         yield f"        Depth    Size   Location    ({len(entries)} entries)"

@@ -14,10 +14,14 @@ __all__ = [
 ]  # fmt: skip
 
 _NO_PID = "no pid\n"
+_PID_MAX_DEFAULT = 32768
 
 
 def _parse_pids(text: str) -> frozenset[int]:
-    pids = frozenset(parse_number(word) for word in text.split())
+    try:
+        pids = frozenset(parse_number(word) for word in text.split())
+    except ControlFileError as error:
+        raise ControlFileError(errno.EINVAL, error.reason) from None
     for pid in pids:
         if pid >= PID_MAX:
             raise ControlFileError(errno.EINVAL, f"{pid}: pids are below {PID_MAX}")
@@ -78,8 +82,8 @@ class SavedCmdlinesSize(ControlFile):
 
     def write(self, text: str, *, append: bool) -> None:
         size = parse_number(text)
-        if not 1 <= size <= 1 << 20:
-            raise ControlFileError(errno.EINVAL, f"{size}: 1 to {1 << 20} are possible")
+        if not 1 <= size <= _PID_MAX_DEFAULT:
+            raise ControlFileError(errno.EINVAL, f"{size}: 1 to {_PID_MAX_DEFAULT} are possible")
         self.tracing.saved_cmdlines_size = size
 
 

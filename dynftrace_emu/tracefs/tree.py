@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from dynftrace_emu.errors import ControlFileError
+from dynftrace_emu.errors import ControlFileError, ImageError
 from dynftrace_emu.tracefs import (
     buffers,
     filters,
@@ -18,6 +19,8 @@ from dynftrace_emu.tracefs import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from dynftrace_emu.ftrace.trace_array import TraceArray
     from dynftrace_emu.ftrace.tracing import Tracing
     from dynftrace_emu.tracefs.control_file import ControlFile
@@ -54,6 +57,16 @@ _PER_CPU: tuple[type[buffers.CpuFile], ...] = (
 )  # fmt: skip
 
 _INSTANCES = "instances"
+_NAME_MAX = 255
+
+
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    """Where the guest's RAM is used up, say so as Linux does."""
+    try:
+        yield
+    except ImageError as error:
+        raise ControlFileError(errno.ENOMEM, str(error)) from None
 
 
 class TraceFs:
@@ -85,7 +98,8 @@ class TraceFs:
         with self.tracing.lock:
             file = self._file(path)
             try:
-                file.write(text, append=append)
+                with _memory_errors():
+                    file.write(text, append=append)
             except ControlFileError as error:
                 self._log(path, text, error)
                 raise
@@ -167,7 +181,12 @@ class TraceFs:
             name = self._instance(path)
             if name in self.tracing.instances:
                 raise ControlFileError(errno.EEXIST, f"there is an instance {name!r} already")
-            array = self.tracing.make_instance(name)
+            if name in (".", ".."):
+                raise ControlFileError(errno.EEXIST, f"there is a directory {name!r} already")
+            if len(name.encode()) > _NAME_MAX:
+                raise ControlFileError(errno.ENAMETOOLONG, f"names have {_NAME_MAX} bytes at most")
+            with _memory_errors():
+                array = self.tracing.make_instance(name)
             if array is None:
                 raise ControlFileError(errno.ENOMEM, "there is no room for another instance")
             files = self._make(array)

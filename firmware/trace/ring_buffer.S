@@ -87,9 +87,9 @@ ENTRY ring_buffer_next_page
         cli
         cmp qword ptr [r11 + RB_BUSY], 0
         jne .Lpage_dropped
-        cmp rcx, [r11 + RB_PAGE]
-        jne .Lpage_made                 # an interrupt has done it
         mov qword ptr [r11 + RB_BUSY], 1
+        cmp rcx, [r11 + RB_PAGE]
+        jne .Lpage_made                 # an interrupt or an NMI has done it
         mov r8, [r11 + RB_PAGE_NO]
         inc r8
         cmp qword ptr [r11 + RB_OVERWRITE], 0
@@ -120,8 +120,8 @@ ENTRY ring_buffer_next_page
         mov [rdx + RB_PAGE_FIRST], rsi
         mov [rdx + RB_PAGE_NUMBER], r8
         mov [r11 + RB_PAGE], rcx
-        mov qword ptr [r11 + RB_BUSY], 0
 .Lpage_made:
+        mov qword ptr [r11 + RB_BUSY], 0
         popfq
         clc
         ret

@@ -43,7 +43,10 @@ ENTRY stack_trace_call
         inc esi
         cmp rsi, rax
         jae 2f
-        mov r9, [r9]
+        mov r8, [r9]
+        add r9, 16                      # who has no frame of its own begins above this one
+        cmp r8, r9
+        cmovae r9, r8
         jmp 1b
 2:
         inc qword ptr gs:[PCPU_STACK_SEQ]

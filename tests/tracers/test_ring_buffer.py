@@ -354,16 +354,16 @@ def test_a_reader_that_takes_some_while_pages_go() -> None:
     part = buffer.cpus[0]
     for _ in range(10):
         tree.call("sys_read")
-    consume = part.consume_through
+    read = part.read
 
-    def late(number: int) -> None:
+    def late(limit: int | None = None):
         for _ in range(100):
             tree.call("sys_read")  # as another thread's vCPU might
-        consume(number)
+        return read(limit)
 
-    part.consume_through = late
+    part.read = late
     first, _ = buffer.read(limit=5)
-    part.consume_through = consume
+    part.read = read
     rest, lost_rest = buffer.read()
     stats = part.stats()
     assert stats.read == len(first) + len(rest)
