@@ -112,6 +112,7 @@ class Machine:
         # Order: DynamicFtrace's lock, this one, the engine's.
         self._stop_lock = threading.Lock()
         self._stopper: int | None = None  # the thread that holds it
+        self._running = False  # written by the thread that calls run()
         self.engine = engine(self)
         for vcpu in self.vcpus:
             self._connect_ports(vcpu)
@@ -152,9 +153,11 @@ class Machine:
         :raises GuestExit: the guest gave up.
         :raises StopMachineTimeout: a vCPU does not park.
         """
+        self._running = True
         try:
             return self.engine.run(seconds)
         finally:
+            self._running = False
             self.console.flush()
 
     def interrupt(self) -> None:
@@ -191,7 +194,7 @@ class Machine:
         if self._stopper == threading.get_ident():
             raise MachineBusyError("stop_machine was called by the thread that has stopped it")
         with self._stop_lock, self._stopping():
-            if not any(vcpu.has_run for vcpu in self.vcpus):
+            if not self._running and not any(vcpu.has_run for vcpu in self.vcpus):
                 return self._run_stopped(fn)  # before the first instruction: nobody is to be parked
             deadline = self.now() + STOP_LIMIT_S
             tries = 1
