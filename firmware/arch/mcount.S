@@ -134,6 +134,7 @@ FUNC ftrace_dynamic_init
 END ftrace_dynamic_init
 INITCALL ftrace_dynamic_init
 
+# What runs on most calls lies in one page: the engine links blocks of one page directly.
 .include "trace/entry.S"
 .include "trace/ring_buffer.S"
 .include "trace/functions.S"

@@ -1,9 +1,12 @@
-# The stack tracer: the deepest stack this CPU has seen, and who was on it
-# (kernel/trace/trace_stack.c).
+# Traces of stacks: as an event, and that of the deepest stack this CPU has seen
+# (kernel/trace/trace.c, trace_stack.c).
 
 .include "linkage.inc"
 .include "percpu.inc"
 .include "trace/trace.inc"
+
+.set STACK_CALLERS, 12                  # as many as type_len can tell
+.set STACK_EVENT, 20 + 8 * STACK_CALLERS        # header, common, number, padding, callers
 
 # stack_trace_call(site rdi, frame rbp). The sequence number is odd while the trace is written.
 ENTRY stack_trace_call
@@ -53,3 +56,84 @@ ENTRY stack_trace_call
 3:
         ret
 END stack_trace_call
+
+# ftrace_trace_stack(buffer r11, site rdi, rflags r10): write who called whom, innermost first, along
+# the frame pointers; -1 ends it.
+ENTRY ftrace_trace_stack
+        RING_BUFFER_RESERVE STACK_EVENT, .Lstack_dropped
+        GENERIC_ENTRY EVENT_KERNEL_STACK
+        push rdi
+        push r8
+        push r9
+        push rcx
+        push rdx
+        lea rax, [rdx + 20]
+        lea rdx, [rax + 8 * STACK_CALLERS]
+        call save_stack_trace
+        pop rdx
+        pop rcx
+        pop r9
+        pop r8
+        pop rdi
+        mov rsi, rax
+        sub rsi, rdx
+        sub rsi, 20
+        shr esi, 3
+        mov [rdx + 12], rsi
+        lea rsi, [rdx + STACK_EVENT]
+1:
+        cmp rax, rsi
+        jae 2f
+        mov qword ptr [rax], -1
+        add rax, 8
+        jmp 1b
+2:
+        RING_BUFFER_COMMIT STACK_EVENT
+.Lstack_dropped:
+        ret
+END ftrace_trace_stack
+
+# save_stack_trace(to rax, end rdx, site rdi, frame rbp): rax = behind the last one stored.
+#   clobbers  rcx rsi rdi r8 r9
+# What returns to return_to_handler is shown as what that stands for: the shadow stack's entry that
+# was made for this frame.
+ENTRY save_stack_trace
+        mov [rax], rdi
+        add rax, 8
+        mov r9, rbp
+        xor esi, esi
+        xor r8d, r8d
+        RET_STACK_HERE rcx, 1f
+        lea r8, [rcx + RET_STACK_SIZE]  # its first entry
+        imul rsi, [rcx + RET_STACK_DEPTH], RET_ENTRY_SIZE
+        add rsi, r8
+1:
+        cmp rax, rdx
+        jae 4f
+        mov rdi, r9
+        xor rdi, rsp
+        test rdi, -STACK_SLOT           # still on this stack?
+        jnz 4f
+        mov rdi, [r9 + 8]
+        cmp rdi, return_to_handler
+        jne 3f
+        lea rcx, [r9 + 8]
+2:
+        sub rsi, RET_ENTRY_SIZE
+        cmp rsi, r8
+        jb 4f
+        cmp [rsi + RET_ENTRY_FRAME], rcx
+        jne 2b
+        mov rdi, [rsi + RET_ENTRY_RET]
+3:
+        test rdi, rdi
+        jz 4f
+        mov [rax], rdi
+        add rax, 8
+        mov rdi, [r9]
+        cmp rdi, r9
+        mov r9, rdi
+        ja 1b
+4:
+        ret
+END save_stack_trace
