@@ -142,8 +142,9 @@ def test_a_closed_pipe_leaves_what_was_recorded(tmp_path) -> None:
     process = spawn("record", "-o", tmp_path / "t.dat", "--seconds", "60", "--period", "0.2")
     wait_for_tick(process)
     process.stdout.close()
-    assert process.wait(timeout=30) == 1
-    assert process.stderr.read() == ""
+    with process.stderr:
+        assert process.wait(timeout=30) == 1
+        assert process.stderr.read() == ""
     assert len(table_of(tmp_path / "t.dat")) > 1000
     assert [path.name for path in tmp_path.iterdir()] == ["t.dat"]
 
