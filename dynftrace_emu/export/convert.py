@@ -12,7 +12,14 @@ from dynftrace_emu.export.open_trace import open_trace
 if TYPE_CHECKING:
     from dynftrace_emu.export.trace_source import TraceSource
 
-__all__ = ["EXTENSIONS", "Converter", "convert_recording", "converter"]
+__all__ = [
+    "EXTENSIONS",
+    "Converter",
+    "convert",
+    "convert_recording",
+    "convert_source",
+    "converter",
+]
 
 Converter = Callable[["TraceSource", Path], None]
 
@@ -83,10 +90,23 @@ def converter(path: Path) -> Converter | None:
 
     :raises OptionError: nothing does.
     """
-    for extension, convert in _BY_EXTENSION:
+    made = _by_extension(path)
+    return None if made is _dat else made
+
+
+def _by_extension(path: Path) -> Converter:
+    for extension, made in _BY_EXTENSION:
         if path.name.endswith(extension):
-            return None if convert is _dat else convert
+            return made
     raise OptionError(f"{path}: no format of this extension; there are {', '.join(EXTENSIONS)}")
+
+
+def convert_source(source: TraceSource, target: Path) -> None:
+    """Write a trace as what the target's extension says.
+
+    :raises OptionError: nothing makes such a file.
+    """
+    _by_extension(target)(source, target)
 
 
 def convert(source: Path, target: Path) -> None:
@@ -95,7 +115,7 @@ def convert(source: Path, target: Path) -> None:
     :raises OptionError: nothing makes such a file.
     :raises TraceFileError: the source cannot be read.
     """
-    made = converter(target) or _dat
+    made = _by_extension(target)
     made(open_trace(source), target)
 
 
