@@ -117,6 +117,9 @@ class TraceText:
         if not drawn.all():
             contexts = self._contexts(part)
             calls = self._calls(part.table, contexts)
+        if drawn.all() and not part.lost.any():
+            yield from self._drawing(part)
+            return
         special = np.flatnonzero(
             (kinds != EventId.FUNCTION) | (part.lost != 0) | self._starts(part.table["cpu"], ~drawn)
         )
@@ -129,6 +132,14 @@ class TraceText:
             done = index + 1
         yield from calls[done:]
         self._printed += len(part) - done
+
+    def _drawing(self, part: Batch) -> list[str]:
+        """What function_graph draws of events that nothing else is to be said of."""
+        lines: list[str] = []
+        for index, row in enumerate(part.rows(np.arange(len(part)))):
+            lines += self._draw(part, index, row)
+        self._printed += len(part)
+        return lines
 
     def _special(self, part: Batch, index: int, row: Row, context: str, call: str) -> Iterator[str]:
         """What ``print_trace_line`` prints of an event."""

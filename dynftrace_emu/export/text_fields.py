@@ -176,7 +176,9 @@ _MARKS = (
 
 def find_mark(duration: int) -> str:
     """How alarming so many nanoseconds are (``trace_find_mark``)."""
-    return next((mark for limit, mark in _MARKS if duration > limit), " ")
+    if duration <= _MARKS[-1][0]:
+        return " "
+    return next(mark for limit, mark in _MARKS if duration > limit)
 
 
 def ns2usecs(ns: int) -> int:

@@ -65,6 +65,8 @@ class GraphText:
         self._latency = context and style.on("latency-format")
         self._duration = context and style.on("funcgraph-duration")
         self._overhead = style.on("funcgraph-overhead")
+        self._only_cpu = self._cpu and not (self._abstime or self._proc or self._latency)
+        self._cpu_columns: dict[int, str] = {}
         self._tail = style.on("funcgraph-tail")
         self._overrun = style.on("funcgraph-overrun")
 
@@ -115,7 +117,10 @@ class GraphText:
     def _state(self, cpu: int) -> _Cpu:
         if not self._remember:
             return _Cpu()
-        return self._cpus.setdefault(cpu, _Cpu())
+        state = self._cpus.get(cpu)
+        if state is None:
+            state = self._cpus[cpu] = _Cpu()
+        return state
 
     def _switch(self, row: Row) -> list[str]:
         """Announces that a CPU runs another task (``verif_pid``)."""
@@ -134,6 +139,11 @@ class GraphText:
 
     def _prologue(self, row: Row) -> str:
         """The columns before the duration (``print_graph_prologue``)."""
+        if self._only_cpu:
+            columns = self._cpu_columns.get(row.cpu)
+            if columns is None:
+                columns = self._cpu_columns[row.cpu] = f" {row.cpu:{self._cpu_width}d}) "
+            return columns
         columns = ""
         if self._abstime:
             seconds, ns = divmod(row.ts, 10**9)
