@@ -29,7 +29,8 @@ _INTERRUPTED = 130
 
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Example:  dynftrace-emu run --seconds 5 --tracing 2:3",
+    epilog="\b\nExamples:\n  dynftrace-emu run --seconds 5 --tracing 2:3\n"
+    "  dynftrace-emu record -p function_graph -o trace.dat",
 )
 @click.version_option(__version__, prog_name="dynftrace-emu")
 def cli() -> None:
