@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from dynftrace_emu.kernel.structs import PAGE_SIZE
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from dynftrace_emu.machine.memory import GuestMemory
 
 __all__ = ["PagePool"]
@@ -33,6 +35,21 @@ class PagePool:
             self._free.append((count - pages, address + pages * PAGE_SIZE))
         self._memory.view(address, "u1", pages * PAGE_SIZE)[:] = 0
         return address
+
+    def alloc_all(self, sizes: Sequence[int]) -> list[int]:
+        """A run of each of these sizes, or none of them.
+
+        :raises ImageError: the guest's RAM is used up.
+        """
+        made: list[int] = []
+        try:
+            for pages in sizes:
+                made.append(self.alloc(pages))
+        except BaseException:
+            for address, pages in zip(made, sizes, strict=False):
+                self.free(address, pages)
+            raise
+        return made
 
     def free(self, address: int, pages: int) -> None:
         """Take a run back."""

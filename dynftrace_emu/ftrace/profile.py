@@ -60,7 +60,7 @@ class FunctionProfile:
         rows = (end - start) // 4
         pages = -(-rows * PROFILE.size // PAGE_SIZE)
         memory = self._kernel.machine.memory
-        addresses = [self._pool.alloc(pages) for _ in self._kernel.machine.vcpus]
+        addresses = self._pool.alloc_all([pages] * len(self._kernel.machine.vcpus))
         bias = start * (PROFILE.size // 4)
         for cpu, address in enumerate(addresses):
             self._kernel.pcpu(cpu)["profile"] = (address - bias) % (1 << 64)

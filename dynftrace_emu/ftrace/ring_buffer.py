@@ -101,8 +101,7 @@ class RingBufferCpu:
     def __init__(self, memory: GuestMemory, pool: PagePool, cpu: int, nr_pages: int) -> None:
         self._memory, self._pool, self.cpu, self.nr_pages = memory, pool, cpu, nr_pages
         self._table_pages = -(-(RB.size + nr_pages * RB_PAGE.size) // PAGE_SIZE)
-        self.base = pool.alloc(nr_pages)
-        self.address = pool.alloc(self._table_pages)
+        self.base, self.address = pool.alloc_all([nr_pages, self._table_pages])
         self._rb: NDArray[Any] = memory.view(self.address, RB.dtype)
         self._table = memory.view(self.address + RB.size, RB_PAGE.dtype, nr_pages)
         raw = memory.view(self.base, "u1", nr_pages * PAGE_SIZE)
