@@ -84,7 +84,7 @@ def finish(
     result = document(traced)
     if failure is not None:
         result["error"] = str(_named(traced, failure))
-    shown = controls.shown()
+    shown, not_shown = controls.shown()
     if as_json:
         if shown:
             result["show"] = shown
@@ -99,6 +99,8 @@ def finish(
     if failure is not None:
         _report(traced, failure)
         return failure.exit_code
+    if not_shown is not None:
+        raise not_shown
     if violations := traced.violations():
         _report_violations(traced, violations)
         return 1

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +12,10 @@ import click
 
 from dynftrace_emu.cli.options import image_argument
 from dynftrace_emu.cli.run_options import run_options, to_run_options
+from dynftrace_emu.errors import OptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from dynftrace_emu.errors import DynftraceError
     from dynftrace_emu.export.recorder import RecordedCpu, Recorder
@@ -43,7 +45,7 @@ __all__ = ["record"]
 @click.option(
     "-o",
     "output",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=click.Path(path_type=Path),
     default=Path("trace.dat"),
     show_default=True,
     help="The file to make: trace.dat, or by its extension what convert makes.",
@@ -91,9 +93,11 @@ def _choice(file: str, patterns: Sequence[str]) -> Iterator[str]:
 def _start(tracer: str, at: Sequence[str]) -> Iterator[str]:
     """Set the tracer now, unless a timed write sets it; be deaf until one turns tracing on."""
     later = [text.partition(":")[2] for text in at]
-    if any(text.startswith("tracing_on=1") for text in later):
+    switches = [text for text in later if text.startswith("tracing_on=")]
+    tracers = [text for text in later if text.startswith("current_tracer=")]
+    if switches and switches[0] == "tracing_on=1":
         yield "tracing_on=0"
-    if not any(text.startswith("current_tracer=") for text in later):
+    if not tracers or tracers[0] == "current_tracer=nop":
         yield f"current_tracer={tracer}"
 
 
@@ -105,11 +109,13 @@ def _execute(options: RunOptions, output: Path, *, as_json: bool, verbose: bool)
     from dynftrace_emu.ftrace.run import Run
     from dynftrace_emu.tracefs.controls import Controls
 
+    if output.suffix == ".uftrace" and "current_tracer=function" in options.set:
+        raise OptionError(f"{output}: uftrace shows how long calls take: use -p function_graph")
     convert = converter(output)  # refuses an extension that nothing makes, before anything runs
     target = output if convert is None else output.with_name(f"{output.name}.trace.dat")
     with ExitStack() as stack:
         view = None if as_json else stack.enter_context(TickView(options.vcpus))
-        traced = Run(replace(options), on_tick=view.show if view else None)
+        traced = Run(options, on_tick=view.show if view else None)
         controls = Controls(traced)
         recorder = Recorder(traced, target)
         if traced.note:
@@ -126,12 +132,24 @@ def _execute(options: RunOptions, output: Path, *, as_json: bool, verbose: bool)
                 unwritten = _finish_recording(recorder, recorded)
             failure = failure or unwritten
             if convert is not None:
-                convert_recording(target, output, convert)
+                failure = failure or _convert(partial(convert_recording, target, output, convert))
     extra = {"file": str(output), "recorded": [asdict(cpu) for cpu in recorded]}
     lines = _lines(recorded, output)
     return finish(
         traced, controls, failure, interrupted.is_set(), as_json=as_json, extra=extra, lines=lines
     )
+
+
+def _convert(convert: Callable[[], None]) -> DynftraceError | None:
+    from dynftrace_emu.errors import DynftraceError, RecordError
+
+    try:
+        convert()
+    except DynftraceError as error:
+        return RecordError(f"{error}; the recording is kept beside it, as .trace.dat")
+    except OSError as error:
+        return RecordError(f"{error.strerror}; the recording is kept beside it, as .trace.dat")
+    return None
 
 
 def _finish_recording(recorder: Recorder, recorded: list[RecordedCpu]) -> DynftraceError | None:
@@ -151,7 +169,7 @@ def _lines(recorded: Iterable[RecordedCpu], output: Path) -> Iterator[str]:
             f"vCPU {cpu.vcpu}: {cpu.events:,} events + {cpu.overruns:,} overruns = {total:,}; "
             f"{cpu.calls:,} calls were traced"
         )
-        if cpu.open_calls or total == 2 * cpu.calls:
+        if cpu.open_calls or total == 2 * cpu.calls > 0:
             line += f", each an entry and an exit, {cpu.open_calls:,} still open"
         yield line
     yield f"The trace is in {output}."

@@ -48,9 +48,9 @@ def report(file: Path, what: str | None, as_json: bool) -> None:
     if what is None:
         _print_json(_events(source)) if as_json else _print_text(source)
         return
-    if what != "stat" and source.info.clock == "counter":
-        raise OptionError(f"{file}: its clock counts, so there are no durations to show")
     tree = CallTree(source)
+    if tree.timed and source.info.clock == "counter":
+        raise OptionError(f"{file}: its clock counts, so there are no durations to show")
     if what == "stat":
         _print_json(_stat(tree)) if as_json else _print(_stat_lines(tree))
     elif as_json:

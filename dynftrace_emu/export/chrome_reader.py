@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["JsonTrace", "read_chrome_json"]
 
 _PART = 1 << 16
+_NOT_OURS = (
+    ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError,
+)  # fmt: skip
 _FIRST_ADDRESS = 0xFFFF_FFFF_8100_0000
 _SPACING = 16
 
@@ -55,7 +58,7 @@ def read_chrome_json(path: Path) -> JsonTrace:
         return reader.finish()
     except OSError as error:
         raise TraceFileError(f"{path}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError) as error:
+    except _NOT_OURS as error:
         what = f"{type(error).__name__}: {error}"
         raise TraceFileError(f"{path}: not the JSON of a trace ({what})") from None
 
@@ -144,9 +147,10 @@ class _Reader:
             for name, value in fields.items():
                 row[name] = value
         functions = tuple((address, _SPACING, name) for name, address in self.addresses.items())
-        cpus = [name for name in self.processes.values() if name.startswith("CPU ")]
+        names = [name for name in self.processes.values() if name.startswith("CPU ")]
+        nr_cpus = 1 + max((int(name.removeprefix("CPU ")) for name in names), default=0)
         tracer = "function_graph" if self.timed else "function"
-        info = TraceInfo(tracer, len(cpus), "local", SymbolTable(functions), self.comms)
+        info = TraceInfo(tracer, nr_cpus, "local", SymbolTable(functions), self.comms)
         return JsonTrace(info, self.host, Events(table, tuple(self.payloads)))
 
 

@@ -56,10 +56,12 @@ class Recorder:
         self._last_host = 0
         self._events = [0] * run.tracing.nr_cpus
         self._overruns = [0] * run.tracing.nr_cpus
+        self._tracer = self._array.tracer  # the last one that made events
         try:
             self._writer = TraceDatWriter(path, self._info())
         except OSError as error:
             raise OptionError(f"{path}: {error.strerror}") from None
+        self._array.before_discard = self._before_discard
         run.observe(self._on_event)
         run.machine.kthread("recorder", self._body(), daemon=True)
 
@@ -67,7 +69,7 @@ class Recorder:
         image = self._run.image
         functions = tuple((f.address, f.size, f.name) for f in image.functions)
         return TraceInfo(
-            self._array.tracer,
+            self._tracer,
             self._tracing.nr_cpus,
             self._array.clock,
             SymbolTable(functions),
@@ -103,7 +105,7 @@ class Recorder:
     def _recorded(self, cpu: int) -> RecordedCpu:
         kernel = self._run.kernel
         dropped = self._array.buffer.cpus[cpu].stats().dropped
-        graph = self._array.tracer == "function_graph"
+        graph = self._tracer == "function_graph"
         return RecordedCpu(
             cpu,
             self._events[cpu],
@@ -115,12 +117,21 @@ class Recorder:
     # --- draining ---
 
     def _drain(self, *, last: bool) -> None:
-        try:
-            for cpu in range(self._tracing.nr_cpus):
-                self._drain_cpu(cpu, last=last)
-            self._drain_host()
-        except OSError as error:
-            raise self._error(error) from None
+        with self._tracing.lock:  # nobody exchanges the buffers meanwhile
+            if self._array.tracer != "nop":
+                self._tracer = self._array.tracer
+            try:
+                for cpu in range(self._tracing.nr_cpus):
+                    self._drain_cpu(cpu, last=last)
+                self._drain_host()
+            except OSError as error:
+                raise self._error(error) from None
+
+    def _before_discard(self) -> None:
+        """Somebody is about to empty the buffers, or to take others."""
+        self._drain(last=True)
+        for cpu, buffer in enumerate(self._array.buffer.cpus):
+            self._overruns[cpu] += buffer.stats().dropped
 
     def _drain_cpu(self, cpu: int, *, last: bool) -> None:
         part = self._array.buffer.cpus[cpu].read_pages(last=last)

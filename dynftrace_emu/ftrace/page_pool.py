@@ -43,8 +43,7 @@ class PagePool:
         """
         made: list[int] = []
         try:
-            for pages in sizes:
-                made.append(self.alloc(pages))
+            made.extend(self.alloc(pages) for pages in sizes)
         except BaseException:
             for address, pages in zip(made, sizes, strict=False):
                 self.free(address, pages)
@@ -52,5 +51,18 @@ class PagePool:
         return made
 
     def free(self, address: int, pages: int) -> None:
-        """Take a run back."""
-        self._free.append((pages, address))
+        """Take a run back, and join it to those beside it."""
+        runs = sorted([*((at, count) for count, at in self._free), (address, pages)])
+        joined: list[tuple[int, int]] = []
+        for at, count in runs:
+            if joined and self._continues(*joined[-1], at):
+                joined[-1] = joined[-1][0], joined[-1][1] + count
+            else:
+                joined.append((at, count))
+        self._free = [(count, at) for at, count in joined]
+
+    def _continues(self, address: int, pages: int, following: int) -> bool:
+        """Whether a run goes on at ``following``, in the same region of guest memory."""
+        if address + pages * PAGE_SIZE != following:
+            return False
+        return self._memory.find(address) is self._memory.find(following)

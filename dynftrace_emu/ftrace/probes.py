@@ -6,6 +6,7 @@ what changes something of the host's comes here, through a port, in the vCPU's o
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -61,6 +62,7 @@ class ProbeTable:
         self._heads = self._memory.view(
             kernel.image.address("ftrace_probes"), "<u8", PROBE_HASHSIZE
         )
+        self._count_lock = threading.Lock()  # a leaf: guards counts, which vCPU threads lower
         self._at: dict[int, FunctionProbe] = {}
         self._block: tuple[int, int] | None = None
         for vcpu in kernel.machine.vcpus:
@@ -112,15 +114,20 @@ class ProbeTable:
             self._pool.free(prepared.address, prepared.pages)
 
     def _on_probe(self, vcpu: VCpu) -> int:
+        """In a vCPU's thread; returns whether the trigger may act."""
         probe = self._at.get(vcpu[Reg.RCX])
-        if probe is not None:
-            place = probe.address + PROBE.offset("count")
+        if probe is None or not self._count_down(probe):
+            return 0
+        self._act(probe, vcpu)
+        return 1
+
+    def _count_down(self, probe: FunctionProbe) -> bool:
+        place = probe.address + PROBE.offset("count")
+        with self._count_lock:
             count = self._memory.read_u64(place)
-            if count:
-                if count != UNLIMITED:
-                    self._memory.write_u64(place, count - 1)
-                self._act(probe, vcpu)
-        return 0
+            if count not in (0, UNLIMITED):
+                self._memory.write_u64(place, count - 1)
+        return count > 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,8 +65,12 @@ class StaticFtrace:
 
         :param commit: called with the machine stopped, for what changes with it.
         """
-        self._listeners = listeners
-        self.stop(lambda: self._update(commit))
+        before, self._listeners = self._listeners, listeners
+        try:
+            self.stop(lambda: self._update(commit))
+        except BaseException:
+            self._listeners = before
+            raise
 
     def stop(self, fn: Callable[[], T]) -> T:
         """Run ``fn`` while the machine is stopped and no vCPU stands in a tracer."""

@@ -72,6 +72,8 @@ class TraceArray:
         self.buffer_percent = 50
         self.options: dict[str, bool] = {}
         self.max_buffer: RingBuffer | None = None
+        self.before_discard: Callable[[], None] = lambda: None
+        """Called before what is in the buffer is given up, mostly with the machine stopped."""
         # A leaf: guards on, buffer and max_buffer's exchange, and the trace masks.
         self._leaf_lock = threading.Lock()
         self.on = True
@@ -160,6 +162,7 @@ class TraceArray:
             raise
 
         def exchange() -> tuple[RingBuffer, RingBuffer | None]:
+            self.before_discard()
             old = self.buffer, self.max_buffer
             self.buffer, self.max_buffer, self.sizes_kb = made, snapshot, list(sizes_kb)
             self._install()
@@ -187,8 +190,8 @@ class TraceArray:
         """``trace_clock``; the buffers are emptied, since their times cannot be compared."""
 
         def change() -> None:
+            self.discard()
             self.clock = clock
-            self.buffer.reset()
             if self.max_buffer is not None:
                 self.max_buffer.reset()
             for buffer in (self.buffer, self.max_buffer):
@@ -204,6 +207,11 @@ class TraceArray:
         """Times begin anew: no page may hold two clocks."""
         for part in buffer.cpus:
             part.new_page()
+
+    def discard(self) -> None:
+        """Forget what is in the buffer."""
+        self.before_discard()
+        self.buffer.reset()
 
     # --- the snapshot ---
 

@@ -22,7 +22,7 @@ from dynftrace_emu.ftrace.page_pool import PagePool
 from dynftrace_emu.ftrace.probes import FunctionProbe, ProbeTable
 from dynftrace_emu.ftrace.profile import FunctionProfile
 from dynftrace_emu.ftrace.stack_tracer import StackTracer
-from dynftrace_emu.ftrace.trace_array import CLOCKS, TraceArray
+from dynftrace_emu.ftrace.trace_array import CLOCKS, PidFilter, TraceArray
 from dynftrace_emu.kernel.structs import (
     PAGE_SIZE,
     PID_MAX,
@@ -60,7 +60,6 @@ OPTIONS: Mapping[str, bool] = MappingProxyType(
         "irq-info": True,
         "markers": True,
         "pause-on-trace": False,
-        "function-trace": True,
         "func_stack_trace": False,
         "funcgraph-overrun": False,
         "funcgraph-cpu": True,
@@ -152,16 +151,22 @@ class Tracing:
         machine = self.kernel.machine
         return round(machine.engine.vcpu_time(machine.vcpus[cpu]) * 1e9)
 
-    def mark(self, array: TraceArray, event: EventId, body: bytes) -> None:
-        """Write an event of a user's into CPU 0's buffer, while that CPU stands."""
+    def mark(self, array: TraceArray, event: EventId, body: bytes) -> bool:
+        """Write an event of a user's into the buffer of the first CPU that is traced.
 
-        def write() -> None:
+        Returns whether it is there: no CPU may be traced, or there may be no room.
+        """
+        cpu = next((cpu for cpu in range(self.nr_cpus) if array.cpumask >> cpu & 1), None)
+        if cpu is None:
+            return False
+
+        def write() -> bool:
             if array.clock == "counter":
                 count = self.memory.read_u64(self.counter_address) + 1
                 self.memory.write_u64(self.counter_address, count)
-            array.buffer.cpus[0].write(int(event), body, self.now(array, 0))
+            return array.buffer.cpus[cpu].write(int(event), body, self.now(array, cpu))
 
-        self.stop(write)
+        return self.stop(write)
 
     def open_calls(self, cpu: int) -> int:
         """On a CPU: calls that function_graph has shown the entry of and that have not returned."""
@@ -186,7 +191,7 @@ class Tracing:
         top = self.global_array
         hashes: dict[int, OpsHash] = {}
         for array in self.arrays():
-            if array.tracer == "function" and array.option("function-trace"):
+            if array.tracer == "function":
                 hashes[array.bit] = array.hash
         if top.tracer == "function_graph":
             hashes[TraceBit.GRAPH] = top.hash
@@ -259,7 +264,7 @@ class Tracing:
             before = array.tracer
 
             def commit() -> None:
-                array.buffer.reset()
+                array.discard()
                 if "function_graph" in (before, tracer):
                     self.graph.begin_session()
 
@@ -336,6 +341,19 @@ class Tracing:
 
     # --- tasks ---
 
+    def set_pid_filter(self, array: TraceArray, pid_filter: PidFilter) -> None:
+        """Change which tasks an array ignores.
+
+        :raises ImageError: the guest's RAM is used up; nothing was changed.
+        """
+        before, array.pid_filter = array.pid_filter, pid_filter
+        try:
+            self.write_pids()
+        except BaseException:
+            array.pid_filter = before
+            self.write_plain()
+            raise
+
     def write_pids(self) -> None:
         """Tell guest code which tasks who ignores."""
         if self.ftrace is None:
@@ -377,7 +395,6 @@ class Tracing:
             with self.changing():
                 array.tracer, array.probes = "nop", []
             del self.instances[name]
-            array.pid_filter = type(array.pid_filter)()
             self.write_pids()
             self.kernel.disable_bits(array.bits)
             self.note_on(1 << array.bit, False)

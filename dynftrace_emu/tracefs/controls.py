@@ -54,15 +54,13 @@ class Controls:
                 yield left
             at.command.run(self.files)
 
-    def shown(self) -> dict[str, str]:
-        """What the files to be shown say, by path.
-
-        :raises ControlFileError: one is not there.
-        """
-        texts = {}
+    def shown(self) -> tuple[dict[str, str], ControlFileError | None]:
+        """What the files to be shown say, by path; and what is wrong with one that is not there."""
+        texts: dict[str, str] = {}
+        wrong = None
         for path in self._run.options.show:
             try:
                 texts[path] = self.files.read(path)
             except ControlFileError as error:
-                raise error.at(path) from None
-        return texts
+                wrong = error.at(path)
+        return texts, wrong

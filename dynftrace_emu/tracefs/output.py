@@ -75,7 +75,7 @@ class Trace(ControlFile):
 
     def write(self, text: str, *, append: bool) -> None:
         if not append:
-            self.array.buffer.reset()
+            self.array.discard()
 
 
 class CpuTrace(CpuFile):
@@ -132,11 +132,7 @@ class Snapshot(ControlFile):
         spare = self.array.max_buffer
         if spare is not None and len(spare.peek()[0]):
             return _joined(trace_text(self.array, spare))
-        state = "freed" if spare is None else "allocated"
-        return (
-            f"# tracer: {self.array.tracer}\n#\n#\n# * Snapshot is {state} *\n#\n"
-            f"# Snapshot commands:\n{_SNAPSHOT_HELP}"
-        )
+        return _snapshot_help(self.array)
 
     def write(self, text: str, *, append: bool) -> None:
         match parse_number(text):
@@ -144,10 +140,19 @@ class Snapshot(ControlFile):
                 self.array.free_snapshot()
             case 1:
                 self.array.alloc_snapshot()
+                self.array.before_discard()
                 self.array.swap_snapshot()
             case _:
                 if self.array.max_buffer is not None:
                     self.array.max_buffer.reset()
+
+
+def _snapshot_help(array: TraceArray) -> str:
+    state = "freed" if array.max_buffer is None else "allocated"
+    return (
+        f"# tracer: {array.tracer}\n#\n#\n# * Snapshot is {state} *\n#\n"
+        f"# Snapshot commands:\n{_SNAPSHOT_HELP}"
+    )
 
 
 class CpuSnapshot(CpuFile):
@@ -159,7 +164,7 @@ class CpuSnapshot(CpuFile):
         spare = self.array.max_buffer
         if spare is not None and len(spare.cpus[self.cpu].peek()[0]):
             return _joined(trace_text(self.array, spare, [self.cpu]))
-        return Snapshot(self.array).read()
+        return _snapshot_help(self.array)
 
     def write(self, text: str, *, append: bool) -> None:
         number = parse_number(text)
@@ -170,7 +175,7 @@ class CpuSnapshot(CpuFile):
 
 
 class TraceMarker(ControlFile):
-    """``trace_marker``: a message of the user's among the events, on CPU 0."""
+    """``trace_marker``: a message of the user's among the events, on the first CPU traced."""
 
     name = "trace_marker"
     readable = False
@@ -200,4 +205,5 @@ def _mark(array: TraceArray, event: EventId, body: bytes) -> None:
         raise ControlFileError(errno.EINVAL, "option markers is off")
     if not array.on:
         raise ControlFileError(errno.EBADF, "tracing_on is 0")
-    array.tracing.mark(array, event, body)
+    if not array.tracing.mark(array, event, body):
+        raise ControlFileError(errno.EBADF, "no CPU's buffer takes it")

@@ -41,8 +41,7 @@ class SetFtracePid(ControlFile):
         pids = _parse_pids(text)
         if append:
             pids |= self.array.pid_filter.pids or frozenset()
-        self.array.pid_filter = replace(self.array.pid_filter, pids=pids or None)
-        self.tracing.write_pids()
+        self.tracing.set_pid_filter(self.array, replace(self.array.pid_filter, pids=pids or None))
 
 
 class SetFtraceNotracePid(ControlFile):
@@ -58,8 +57,7 @@ class SetFtraceNotracePid(ControlFile):
         pids = _parse_pids(text)
         if append:
             pids |= self.array.pid_filter.notrace
-        self.array.pid_filter = replace(self.array.pid_filter, notrace=pids)
-        self.tracing.write_pids()
+        self.tracing.set_pid_filter(self.array, replace(self.array.pid_filter, notrace=pids))
 
 
 class SavedCmdlines(ControlFile):

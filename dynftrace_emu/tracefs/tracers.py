@@ -77,7 +77,11 @@ class TracingCpumask(ControlFile):
         return ",".join(reversed(groups)) + "\n"
 
     def write(self, text: str, *, append: bool) -> None:
-        mask = parse_number(text.strip().replace(",", ""), base=16)
+        mask = 0
+        for group in text.strip().split(","):
+            if (part := parse_number(group, base=16)) >> 32 and "," in text:
+                raise ControlFileError(errno.EINVAL, f"{text.strip()}: a group has 32 bits")
+            mask = mask << 32 | part
         if mask >> self.tracing.nr_cpus:
             raise ControlFileError(
                 errno.EOVERFLOW, f"{text.strip()}: there are {self.tracing.nr_cpus} CPUs"

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from dynftrace_emu.ftrace.trace_array import TraceArray
     from dynftrace_emu.ftrace.tracing import Tracing
+    from dynftrace_emu.machine.engine import Kthread
     from dynftrace_emu.tracefs.control_file import ControlFile
 
 __all__ = ["TraceFs"]
@@ -78,7 +79,7 @@ class TraceFs:
     def __init__(self, tracing: Tracing) -> None:
         self.tracing = tracing
         self._files: dict[str, ControlFile] = self._make(tracing.global_array)
-        tracing.on_dump = self._dump
+        tracing.on_dump = self._start_dump
 
     # --- files ---
 
@@ -240,6 +241,15 @@ class TraceFs:
         if with_stat:
             files[f"trace_stat/function{cpu}"] = statistics.FunctionStat(array, cpu)
         return files
+
+    def _start_dump(self, array: TraceArray, cpu: int | None) -> None:
+        """From a vCPU's thread, in the middle of a call: somebody else has to do it."""
+
+        def body() -> Kthread:
+            self._dump(array, cpu)
+            yield from ()
+
+        self.tracing.kernel.machine.kthread("dump", body())
 
     def _dump(self, array: TraceArray, cpu: int | None) -> None:
         """A trigger ``dump`` or ``cpudump``: the trace goes to the guest's console."""

@@ -57,7 +57,10 @@ ENTRY probe_act
         jz 2f
         cmp qword ptr [rcx + PROBE_COUNT], -1
         je 1f
-        dec qword ptr [rcx + PROBE_COUNT]
+        mov edx, PORT_FTRACE_PROBE      # a count is for the host: other CPUs may count it, too
+        in eax, dx
+        test eax, eax
+        jz 2f
 1:
         mov rax, [rcx + PROBE_BIT]
         mov r11, gs:[PCPU_TRACE_BUFFERS + rax * 8]

@@ -22,6 +22,10 @@ ENTRY stack_trace_call
         and edx, STACKS_PER_CPU - 1
         cmp edx, NMI_STACK_SLOT
         je 3f
+        pushfq
+        cli                             # an interrupt's stack is deeper
+        cmp rax, gs:[PCPU_STACK_MAX]
+        jbe .Lnot_deeper
         inc qword ptr gs:[PCPU_STACK_SEQ]
         mov gs:[PCPU_STACK_MAX], rax
         push rdi
@@ -53,6 +57,8 @@ ENTRY stack_trace_call
         jmp 1b
 2:
         inc qword ptr gs:[PCPU_STACK_SEQ]
+.Lnot_deeper:
+        popfq
 3:
         ret
 END stack_trace_call

@@ -16,7 +16,7 @@ OPTIONS = {  # TRACE_DEFAULT_FLAGS and the tracers' own
     "print-parent": "1", "sym-offset": "0", "sym-addr": "0", "annotate": "1", "context-info": "1",
     "latency-format": "0", "record-cmd": "1", "record-tgid": "0", "overwrite": "1",
     "disable_on_free": "0", "irq-info": "1", "markers": "1", "pause-on-trace": "0",
-    "function-trace": "1", "func_stack_trace": "0", "funcgraph-overrun": "0", "funcgraph-cpu": "1",
+    "func_stack_trace": "0", "funcgraph-overrun": "0", "funcgraph-cpu": "1",
     "funcgraph-overhead": "1", "funcgraph-proc": "0", "funcgraph-duration": "1",
     "funcgraph-abstime": "0", "funcgraph-irqs": "1", "funcgraph-tail": "0",
 }  # fmt: skip
@@ -535,15 +535,6 @@ def test_options_of_an_instance_are_its_own(session: Session) -> None:
     assert "nooverwrite" in session.lines(INSTANCE + "trace_options")
     session.write("options/markers", "0")
     assert session.read(INSTANCE + "options/markers") == "1\n"
-
-
-def test_function_trace_off_wants_no_site(ran: Session) -> None:
-    ran.write("current_tracer", "function")
-    ran.check_calls(set(ran.site))
-    ran.write("options/function-trace", "0")
-    ran.check_calls(set())
-    ran.write("trace_options", "function-trace")
-    ran.check_calls(set(ran.site))
 
 
 # --- the snapshot ---

@@ -90,7 +90,7 @@ class ArrayModel:
             "tracing_on": "1", "tracing_cpumask": "3", "buffer_size_kb": "1408",
             "buffer_percent": "50", "trace_clock": "[local] counter", "set_ftrace_pid": "no pid",
             "set_ftrace_notrace_pid": "no pid", "options/overwrite": "1",
-            "options/function-trace": "1", "options/func_stack_trace": "0",
+            "options/func_stack_trace": "0",
         }  # fmt: skip
 
 
@@ -103,7 +103,6 @@ ACCEPTED = {
     "set_ftrace_pid": {"3 9": "3\n9", "": "no pid"},
     "set_ftrace_notrace_pid": {"4": "4", "": "no pid"},
     "options/overwrite": {"0": "0", "1": "1"},
-    "options/function-trace": {"0": "0", "1": "1"},
     "options/func_stack_trace": {"0": "0", "1": "1"},
 }
 ACCEPTED_ONCE = {
@@ -169,7 +168,7 @@ class ControlFiles(RuleBasedStateMachine):
             return set()
         wanted: set[str] = set()
         for array in self.arrays.values():
-            is_on = array.tracer == "function" and array.values["options/function-trace"] == "1"
+            is_on = array.tracer == "function"
             if is_on or array.tracer == "function_graph":
                 wanted |= self.wants(array)
             wanted |= {name for name, _ in array.triggers}
