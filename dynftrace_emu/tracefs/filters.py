@@ -111,8 +111,6 @@ class SetFtraceFilter(ControlFile):
         parsed = parse_filter(self.array, text, append=append)
         if any(probe.kind is ProbeKind.SNAPSHOT for probe in parsed.probes):
             self.array.alloc_snapshot()
-        if any(probe.kind is ProbeKind.STACKTRACE for probe in parsed.probes):
-            self.tracing.ret_stacks.alloc()
         with self.tracing.changing():
             self.array.hash = replace(self.array.hash, filter=parsed.sites)
             self.array.probes = parsed.probes

@@ -25,8 +25,6 @@ def _set(array: TraceArray, name: str, *, on: bool) -> None:
         array.options = {**array.options, name: on}
         if name == "funcgraph-irqs":
             array.tracing.graph.skip_irqs = not on
-        if name == "func_stack_trace" and on:
-            array.tracing.ret_stacks.alloc()
 
 
 class TraceOptions(ControlFile):

@@ -103,7 +103,5 @@ class StackTracerEnabled(ControlFile):
 
     def write(self, text: str, *, append: bool) -> None:
         enabled = parse_bool(text)
-        if enabled:
-            self.tracing.ret_stacks.alloc()
         with self.tracing.changing():
             self.tracing.stack_tracer.enabled = enabled
