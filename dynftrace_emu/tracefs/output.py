@@ -75,7 +75,7 @@ class Trace(ControlFile):
 
     def write(self, text: str, *, append: bool) -> None:
         if not append:
-            self.array.discard()
+            self.tracing.stop(self.array.discard)  # so that no event is half in
 
 
 class CpuTrace(CpuFile):
@@ -140,11 +140,14 @@ class Snapshot(ControlFile):
                 self.array.free_snapshot()
             case 1:
                 self.array.alloc_snapshot()
-                self.array.before_discard()
-                self.array.swap_snapshot()
+                self.tracing.stop(self._take)
             case _:
                 if self.array.max_buffer is not None:
                     self.array.max_buffer.reset()
+
+    def _take(self) -> None:
+        self.array.before_discard()
+        self.array.swap_snapshot()
 
 
 def _snapshot_help(array: TraceArray) -> str:

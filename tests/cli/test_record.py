@@ -281,3 +281,32 @@ def test_source_and_target_must_differ(cli, tmp_path, recorded) -> None:
     result = cli("convert", "t.dat", "./t.dat")
     assert result.code == 2
     assert (tmp_path / "t.dat").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "write", ["buffer_size_kb=4000", "snapshot=1", "current_tracer=nop", "trace=", "free_buffer=1"]
+)
+@pytest.mark.parametrize("tracer", ["function", "function_graph"])
+def test_what_gives_a_buffer_up_loses_no_event(cli, tmp_path, tracer, write) -> None:
+    out = cli(
+        "record", "-p", tracer, "-o", "t.dat", "--at", f"0.21:{write}", "--engine",
+        "deterministic", "--seconds", "0.4",
+    ).out  # fmt: skip
+    held = Counter(int(row["cpu"]) for row in table_of(tmp_path / "t.dat"))
+    for cpu, events, overruns, total, calls, still_open in cpu_lines(out):
+        assert held[cpu] == events
+        if tracer == "function":
+            assert total == calls
+        elif write != "current_tracer=nop":  # what is open then returns unseen
+            assert total == 2 * calls - still_open
+        assert (overruns > 0) <= (write == "free_buffer=1")  # then there is hardly any room
+
+
+def test_a_file_to_show_that_is_not_there_costs_no_result(cli) -> None:
+    result = cli("run", "--show", "instances/typo/trace", "--show", "tracing_on", *QUICK)
+    assert result.code == 2
+    assert result.err == (
+        "dynftrace-emu: instances/typo/trace: ENOENT: there is no control file "
+        "'instances/typo/trace'\n"
+    )
+    assert "call sites were recorded" in result.out
