@@ -221,8 +221,8 @@ class Tracing:
 
         :param commit: called inside the stop.
         """
-        owners = [*self.arrays(), self.graph, self.profile, self.stack_tracer]
         with self.lock:
+            owners = [*self.arrays(), self.graph, self.profile, self.stack_tracer]
             before = [
                 {name: vars(owner)[name] for name in _CHANGING if name in vars(owner)}
                 for owner in owners

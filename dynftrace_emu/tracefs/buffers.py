@@ -92,7 +92,7 @@ class TraceClock(ControlFile):
         if clock not in self.tracing.clocks:
             known = ", ".join(self.tracing.clocks)
             why = " (counter: with --engine deterministic only)" if clock == "counter" else ""
-            raise ControlFileError(errno.EINVAL, f"no clock {clock!r}: there are {known}{why}")
+            raise ControlFileError(errno.EINVAL, f"no clock {clock!r}; known: {known}{why}")
         if clock != self.array.clock:
             self.array.set_clock(clock)
 

@@ -40,7 +40,7 @@ class CurrentTracer(ControlFile):
         if tracer not in available:
             where = "" if self.array.is_global else " in an instance"
             known = ", ".join(available)
-            raise ControlFileError(errno.EINVAL, f"no tracer {tracer!r}{where}: there are {known}")
+            raise ControlFileError(errno.EINVAL, f"no tracer {tracer!r}{where}; known: {known}")
         self.tracing.set_tracer(self.array, tracer)
 
 
