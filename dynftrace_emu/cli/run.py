@@ -45,7 +45,8 @@ def run(
 ) -> int:
     """Boot IMAGE and watch it record its call sites, get them patched, and settle.
 
-    IMAGE is a built-in name (mini-kernel, mini-kernel-nmi-broken), else a path to assembly text
+    IMAGE is a built-in name (mini-kernel, mini-kernel-nmi-broken, synthetic:N for a
+    generated kernel of N functions), else a path to assembly text
     (./x forces a path).
     """
     from dynftrace_emu.cli.repro import read_repro

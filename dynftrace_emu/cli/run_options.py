@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = ["run_options", "to_run_options"]
 
-_PAGE = 145  # records in a page; the model checks that this is ENTRIES_PER_PAGE
-
 _OPTIONS: tuple[Decorator, ...] = (
     click.option(
         "--engine",
@@ -47,9 +45,8 @@ _OPTIONS: tuple[Decorator, ...] = (
     click.option(
         "--boot-records",
         type=int,
-        default=_PAGE,
-        show_default=True,
-        help="Records allocated at boot, in whole pages; 0: none.",
+        help="Records allocated at boot, in whole pages; 0: none. [default: 145, a page; room for "
+        "all of synthetic:N]",
     ),
     click.option(
         "--site",

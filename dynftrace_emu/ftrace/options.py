@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dynftrace_emu.errors import OptionError
 from dynftrace_emu.ftrace.encodings import DISABLED
-from dynftrace_emu.kernel.mini_kernel import BUILTIN_IMAGES, VARIANTS
-from dynftrace_emu.kernel.structs import ENTRIES_PER_PAGE
+from dynftrace_emu.kernel.mini_kernel import VARIANTS, is_builtin
 from dynftrace_emu.machine.engine import Park
 from dynftrace_emu.machine.machine import MAX_VCPUS
 
@@ -37,7 +36,8 @@ class RunOptions:
     """The options of ``dynftrace-emu run``, by the same names. Times are in seconds.
 
     ``engine`` None: threaded where the image has safepoints, else deterministic. ``seconds`` None:
-    no limit. ``workload`` None: ``default``, if the image has workloads. ``discover`` None:
+    no limit. ``workload`` None: ``default``, if the image has workloads. ``boot_records`` None: a
+    page of them, or room for all call sites of ``synthetic:N``. ``discover`` None:
     ``runtime``, or ``scan`` where ``set`` chooses functions before any has run. ``set`` and ``at``
     are writes to control files (:mod:`.tracefs.commands`), ``show`` names files.
     """
@@ -51,7 +51,7 @@ class RunOptions:
     seconds: float | None = DEFAULT_SECONDS
     iterations: int | None = None
     period: float = 1.0
-    boot_records: int = ENTRIES_PER_PAGE
+    boot_records: int | None = None
     site: str = "jmp"
     tracing: tuple[float, float | None] | None = None
     nmi_rate: float = 0.0
@@ -103,7 +103,7 @@ class RunOptions:
             f"--iterations {self.iterations}: 1 or more needed",
         )
         _require(
-            0 <= self.boot_records <= _MAX_BOOT_RECORDS,
+            self.boot_records is None or 0 <= self.boot_records <= _MAX_BOOT_RECORDS,
             f"--boot-records {self.boot_records}: 0 to {_MAX_BOOT_RECORDS} allowed",
         )
         _require(
@@ -141,7 +141,7 @@ class RunOptions:
     @property
     def is_builtin(self) -> bool:
         """Whether the image is one of ours."""
-        return self.image in BUILTIN_IMAGES
+        return is_builtin(self.image)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for a file; :meth:`from_json` reads them back."""
@@ -184,8 +184,8 @@ _TYPES: tuple[tuple[tuple[str, ...], tuple[type, ...], str], ...] = (
     (("image", "variant", "site"), (str,), "text"),
     (("workload", "discover"), (str, _NOTHING), "text"),
     (("set", "at", "show"), (tuple,), "a list of texts"),
-    (("seed", "vcpus", "boot_records"), (int,), "a whole number"),
-    (("iterations", "virtual_hz"), (int, _NOTHING), "a whole number"),
+    (("seed", "vcpus"), (int,), "a whole number"),
+    (("iterations", "virtual_hz", "boot_records"), (int, _NOTHING), "a whole number"),
     (("period", "nmi_rate"), (int, float), "a number"),
     (("seconds",), (int, float, _NOTHING), "a number"),
     (("tracing",), (tuple, _NOTHING), "FROM and UNTIL"),

@@ -16,6 +16,8 @@ from dynftrace_emu.ftrace.static import StaticFtrace
 from dynftrace_emu.ftrace.tracing import Tracing
 from dynftrace_emu.kernel.boot import boot
 from dynftrace_emu.kernel.mini_kernel import load_image, workloads
+from dynftrace_emu.kernel.structs import ENTRIES_PER_PAGE
+from dynftrace_emu.kernel.synthetic import SYNTHETIC
 from dynftrace_emu.machine.deterministic import DEFAULT_VIRTUAL_HZ, DeterministicEngine
 from dynftrace_emu.machine.engine import Park, RunEnd
 from dynftrace_emu.machine.threaded import ThreadedEngine
@@ -124,7 +126,7 @@ class Run:
         return DynamicFtrace(
             self.kernel,
             disabled=DISABLED[self.options.site],
-            boot_records=self.options.boot_records,
+            boot_records=self.options.boot_records or 0,
             scan=self.options.discover == "scan",
         )
 
@@ -148,9 +150,18 @@ def _resolve(options: RunOptions, image: KernelImage) -> tuple[RunOptions, str]:
     """
     if options.tracing is not None and image.mcount is None:
         raise OptionError(f"--tracing: {image.name} has no mcount")
+    if options.boot_records is None:
+        options = replace(options, boot_records=_default_boot_records(image))
     options, note = _resolve_discover(options)
     options, engine_note = _resolve_engine(options, image)
     return options, "; ".join(filter(None, (note, engine_note)))
+
+
+def _default_boot_records(image: KernelImage) -> int:
+    """One page; for an image that is there for its many sites, room for all of them."""
+    if image.name.startswith(SYNTHETIC):
+        return len(image.call_sites)
+    return ENTRIES_PER_PAGE
 
 
 def _resolve_discover(options: RunOptions) -> tuple[RunOptions, str]:

@@ -37,13 +37,17 @@ def firmware_path() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Bytes to be loaded at a virtual address, and what may be done there."""
+    """Bytes to be loaded at a virtual address, and what may be done there.
+
+    ``scan``: what disassembly would find, where whoever made the code knows it.
+    """
 
     name: str
     address: int
     data: bytes
     writable: bool
     executable: bool
+    scan: TextScan | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +111,7 @@ class KernelImage:
         segments = tuple(
             Segment(s.name, s.address, s.data, s.name in (".data", ".bss"), s.name in TEXT_SECTIONS)
             for s in unit.sections
+            if s.data
         )
         symbols = {
             s.name: Symbol(s.name, s.address, s.size, s.is_function, f"{s.file}:{s.line}")
@@ -182,12 +187,12 @@ class KernelImage:
 
     @cached_property
     def scan(self) -> TextScan:
-        """What linear disassembly of all text finds."""
+        """What linear disassembly of all text finds, or its maker knows."""
         whole = TextScan()
         for segment in self.segments:
             if not segment.executable:
                 continue
-            part = scan_text(
+            part = segment.scan or scan_text(
                 segment.address,
                 segment.data,
                 [a for a in self._function_starts if 0 <= a - segment.address < len(segment.data)],

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 from dynftrace_emu.errors import ImageError, OptionError
 from dynftrace_emu.kernel.image import KernelImage, firmware_path
+from dynftrace_emu.kernel.synthetic import SYNTHETIC, parse_synthetic, synthetic_kernel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["BUILTIN_IMAGES", "VARIANTS", "load_image", "mini_kernel", "workloads"]
+__all__ = ["BUILTIN_IMAGES", "VARIANTS", "is_builtin", "load_image", "mini_kernel", "workloads"]
 
 # The order of the sources is the order of initcalls: the recorder's comes first.
 _FOLDERS = ("arch", "lib", "mm", "kernel", "fs", "drivers", "workloads", "init")
@@ -31,7 +32,13 @@ BUILTIN_IMAGES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 """Built-in names, and what each defines beyond its variant."""
 
+_NAMES = ", ".join([*BUILTIN_IMAGES, "synthetic:N"])
 _WORKLOAD_PREFIX = "workload_list_"
+
+
+def is_builtin(name: str) -> bool:
+    """Whether an image's name is one of ours, and no path."""
+    return name in BUILTIN_IMAGES or name.startswith(SYNTHETIC)
 
 
 def mini_kernel(variant: str = "dynamic", name: str = "mini-kernel") -> KernelImage:
@@ -42,8 +49,10 @@ def mini_kernel(variant: str = "dynamic", name: str = "mini-kernel") -> KernelIm
     """
     if variant not in VARIANTS:
         raise OptionError(f"unknown variant {variant!r}: choose from {', '.join(VARIANTS)}")
+    if (synthetic := parse_synthetic(name)) is not None:
+        return synthetic_kernel(synthetic, name, variant, VARIANTS[variant])
     if name not in BUILTIN_IMAGES:
-        raise ImageError(f"unknown image {name!r}: built in are {', '.join(BUILTIN_IMAGES)}")
+        raise ImageError(f"unknown image {name!r}: built in are {_NAMES}")
     root = firmware_path()
     sources = [
         (str(path.relative_to(root)), path.read_text())
@@ -59,15 +68,13 @@ def load_image(argument: str, variant: str = "dynamic") -> KernelImage:
 
     :raises ImageError: there is no such image, or it cannot be read.
     """
-    if argument in BUILTIN_IMAGES:
+    if is_builtin(argument):
         return mini_kernel(variant, argument)
     path = Path(argument)
     try:
         text = path.read_text().replace("\r\n", "\n")
     except FileNotFoundError:
-        raise ImageError(
-            f"no image {argument!r}: built in are {', '.join(BUILTIN_IMAGES)}; else a path"
-        ) from None
+        raise ImageError(f"no image {argument!r}: built in are {_NAMES}; else a path") from None
     except IsADirectoryError:
         raise ImageError(f"{argument} is a directory, not an image") from None
     except UnicodeDecodeError:

@@ -93,6 +93,12 @@ def test_a_file_that_is_no_image_is_refused(cli, tmp_path, command, content, say
     check_refusal(cli(command, "./image"), says)
 
 
+@pytest.mark.parametrize("command", ["run", "inspect", "record"])
+@pytest.mark.parametrize("image", ["synthetic:0", "synthetic:abc", "synthetic:60000"])
+def test_a_generated_kernel_that_cannot_be_is_refused(cli, command, image) -> None:
+    check_refusal(cli(command, image), f"image '{image}'")
+
+
 ENDLESS = {
     "an ELF file": b"\x7fELF\x02\x01\x01" + bytes(57),
     "a control character": b"startup_64:\n\x01 hlt\n",
