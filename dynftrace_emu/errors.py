@@ -50,7 +50,7 @@ class AssemblyError(ImageError):
 
 
 class AddressSpaceError(DynftraceError):
-    """The host gives no more address space for another vCPU (each reserves 1 GiB)."""
+    """The host gives no more address space for another vCPU (each reserves 256 MiB)."""
 
     exit_code = 2
 

@@ -22,7 +22,7 @@ from dynftrace_emu.machine.console import DebugConsole
 from dynftrace_emu.machine.engine import CpuWords, Engine, Kthread, RunEnd
 from dynftrace_emu.machine.exits import Exit, ExitReason
 from dynftrace_emu.machine.hypercalls import Port
-from dynftrace_emu.machine.vcpu import VCpu, require_unicorn
+from dynftrace_emu.machine.vcpu import CODE_BUFFER_SIZE, VCpu, require_unicorn
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,7 +34,7 @@ __all__ = ["MAX_VCPUS", "Machine", "SavedIps", "Stop", "TextSpan"]
 MAX_VCPUS = 64
 STOP_LIMIT_S = 5.0
 """How long stop_machine waits for a vCPU to park, on the engine's clock."""
-_ADDRESS_SPACE_PER_VCPU = 1 << 30
+_ADDRESS_SPACE_PER_VCPU = CODE_BUFFER_SIZE
 _MAP_NORESERVE = 0x4000
 
 T = TypeVar("T")

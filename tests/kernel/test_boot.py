@@ -222,7 +222,7 @@ except AddressSpaceError as error:
     ram = 0.5 + 64 / 16
     if limit_gib > ram + 1:
         assert who == "64 vCPUs"
-        assert 64 + ram - 1 < gib < 64 + ram + 1
+        assert 16 + ram - 1 < gib < 16 + ram + 1
     else:
         assert who == "the guest's RAM"
         assert ram < gib < ram + 1
