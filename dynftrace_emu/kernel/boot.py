@@ -172,7 +172,8 @@ def _set_up_vcpu(machine: Machine, image: KernelImage, cpu: int, percpu: int) ->
     vcpu[Reg.RSP] = top - 8  # as behind a call: the ABI's alignment
     vcpu[Reg.RDI] = cpu
     vcpu.rip = image.entry if cpu == 0 else image.secondary_entry or image.entry
-    vcpu.watch(image.scan.halts, image.scan.irets)
+    if machine.nmi_rate:
+        vcpu.watch_irets(image.scan.irets)
     _write_pcpu(memory, area, cpu)
     machine.words[cpu] = CpuWords(
         requests=memory.view(area + PCPU.offset("requests"), "<u8")

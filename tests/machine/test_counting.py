@@ -65,9 +65,11 @@ def test_a_budget_that_is_used_up_is_what_was_run(budget):
     ids=lambda value: value if isinstance(value, str) else "",
 )
 @pytest.mark.parametrize("rest", [0, 1, 10_000])
-def test_a_run_that_ends_early_says_how_far_it_came(end, reason, more, rest):
+@pytest.mark.parametrize("nmi_rate", [0, 1], ids=["", "irets watched"])
+def test_a_run_that_ends_early_says_how_far_it_came(end, reason, more, rest, nmi_rate):
     """Whatever the budget was; what ends it has begun."""
-    vcpu = vcpu_of(LOOP.format(end=end) + "\nENTRY away\nud2\nEND away\n")
+    text = LOOP.format(end=end) + "\nENTRY away\nud2\niretq\nEND away\n"
+    vcpu = boot_guest(text, nmi_rate=nmi_rate).machine.vcpus[0]
     length = LOOP_LENGTH + more
     exit_ = vcpu.run(length + rest)
     if isinstance(reason, ExitReason):
@@ -75,6 +77,19 @@ def test_a_run_that_ends_early_says_how_far_it_came(end, reason, more, rest):
     else:
         assert (exit_.reason, exit_.value) == (ExitReason.EXCEPTION, reason)
     assert vcpu.executed == length
+
+
+@pytest.mark.parametrize(
+    ("text", "rip"),
+    [("jmp 1f; hlt; 1: nop; hlt", 3), ("mov eax, 0xf4000000; nop", 5)],
+    ids=["jumped over", "inside an instruction"],
+)
+def test_a_hlt_in_front_that_did_not_run_is_no_halt(text, rip):
+    vcpu = vcpu_of("ENTRY startup_64\n" + text.replace("; ", "\n") + "\nEND startup_64\n")
+    entry = vcpu.rip
+    assert vcpu.run(1).reason is ExitReason.BUDGET
+    assert vcpu.rip == entry + rip
+    assert vcpu.read(vcpu.rip - 1, 1) == b"\xf4"
 
 
 def test_each_run_is_counted_by_itself():
