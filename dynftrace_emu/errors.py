@@ -20,6 +20,7 @@ __all__ = [
     "MachineBusyError",
     "OptionError",
     "PatchMismatch",
+    "ProtocolError",
     "RecordError",
     "StopMachineTimeout",
     "TextBusyError",
@@ -123,6 +124,12 @@ class TextBusyError(DynftraceError):
     """stop_machine gave up: some saved ip stays inside bytes that were to change."""
 
     hint = "An instruction inside the site is the return point of a task or an interrupt frame."
+
+
+class ProtocolError(DynftraceError):
+    """A patching protocol asks for what cannot be done; the message names protocol and step."""
+
+    exit_code = 2
 
 
 class GuestFault(DynftraceError):

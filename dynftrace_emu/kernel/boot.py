@@ -35,14 +35,14 @@ from dynftrace_emu.machine.descriptors import (
 from dynftrace_emu.machine.engine import CpuWords, Engine
 from dynftrace_emu.machine.machine import Machine
 from dynftrace_emu.machine.memory import GuestMemory
-from dynftrace_emu.machine.vcpu import Reg
+from dynftrace_emu.machine.vcpu import Reg, VCpu
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from dynftrace_emu.kernel.image import KernelImage
 
-__all__ = ["DEFAULT_HZ", "boot"]
+__all__ = ["DEFAULT_HZ", "boot", "enter_long_mode"]
 
 DEFAULT_HZ = 100
 ZONE_SIZE = 512 << 10
@@ -152,6 +152,17 @@ def _write_boot_params(
     params["workload"], params["iteration_limit"] = workload, iterations
 
 
+def enter_long_mode(vcpu: VCpu, root: int) -> None:
+    """Turn paging on, with the page tables at physical ``root``, and load the flat segments."""
+    vcpu[Reg.CR3] = root
+    vcpu[Reg.CR4] = _CR4
+    vcpu.write_msr(_MSR_EFER, _EFER)
+    vcpu[Reg.CR0] = _CR0
+    vcpu[Reg.CS] = KERNEL_CS
+    for segment in (Reg.SS, Reg.DS, Reg.ES):
+        vcpu[segment] = KERNEL_DS
+
+
 def _set_up_vcpu(machine: Machine, image: KernelImage, cpu: int, percpu: int) -> None:
     memory, vcpu = machine.memory, machine.vcpus[cpu]
     tables, area = _descriptors(cpu), percpu_address(cpu, percpu)
@@ -160,14 +171,8 @@ def _set_up_vcpu(machine: Machine, image: KernelImage, cpu: int, percpu: int) ->
     top = _stack_top(cpu, 0)
     memory.write(tss, build_tss(top, _stack_top(cpu, NMI_STACK_SLOT)))
     assert GDT_SIZE + TSS_SIZE <= PAGE_SIZE
-    vcpu[Reg.CR3] = memory.root
-    vcpu[Reg.CR4] = _CR4
-    vcpu.write_msr(_MSR_EFER, _EFER)
-    vcpu[Reg.CR0] = _CR0
+    enter_long_mode(vcpu, memory.root)
     vcpu.load_tables((tables, GDT_SIZE - 1), (TSS_SELECTOR, tss, TSS_LIMIT))
-    vcpu[Reg.CS] = KERNEL_CS
-    for segment in (Reg.SS, Reg.DS, Reg.ES):
-        vcpu[segment] = KERNEL_DS
     vcpu[Reg.GS_BASE] = area
     vcpu[Reg.RSP] = top - 8  # as behind a call: the ABI's alignment
     vcpu[Reg.RDI] = cpu

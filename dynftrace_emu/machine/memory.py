@@ -82,6 +82,11 @@ class GuestMemory:
         self._tables = PageTables(words, lambda: self._take(PAGE_SIZE))
 
     @property
+    def ram_view(self) -> memoryview:
+        """All RAM by physical address, writable, for who copies it piece by piece."""
+        return self._bytes
+
+    @property
     def root(self) -> int:
         """Physical address of the top page table: what CR3 holds."""
         return self._tables.root

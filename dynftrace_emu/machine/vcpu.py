@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from dynftrace_emu.machine.memory import GuestMemory
 
 __all__ = [
+    "REGISTER_FILE",
     "Exit",
     "ExitReason",
     "InPort",
@@ -186,6 +187,13 @@ class Reg(IntEnum):
     FS_BASE = x86.UC_X86_REG_FS_BASE
 
 
+REGISTER_FILE = (
+    Reg.RAX, Reg.RBX, Reg.RCX, Reg.RDX, Reg.RSI, Reg.RDI, Reg.RBP, Reg.RSP,
+    Reg.R8, Reg.R9, Reg.R10, Reg.R11, Reg.R12, Reg.R13, Reg.R14, Reg.R15, Reg.RIP, Reg.RFLAGS,
+)  # fmt: skip
+"""The order of :attr:`VCpu.registers`, 8 bytes each."""
+_FILE_IDS = (ctypes.c_int * len(REGISTER_FILE))(*REGISTER_FILE)
+
 OutPort = Callable[["VCpu", int], Exit | None]
 """Answers ``out``: gets the vCPU and the value; an :class:`Exit` ends the run."""
 InPort = Callable[["VCpu"], int]
@@ -214,6 +222,10 @@ class VCpu:
         self.nmi = NmiLatch()
         self.out_ports: dict[int, OutPort] = {}
         self.in_ports: dict[int, InPort] = {}
+        self._file = (ctypes.c_uint64 * len(REGISTER_FILE))()
+        self._file_pointers = (ctypes.c_void_p * len(REGISTER_FILE))(
+            *(ctypes.addressof(self._file) + 8 * place for place in range(len(REGISTER_FILE)))
+        )
         self._exit: Exit | None = None
         self._stale: list[tuple[int, int]] = []
         self._hooks_code = False
@@ -286,10 +298,25 @@ class VCpu:
         selector, base, limit, flags = self._uc.reg_read(register)
         return int(selector), int(base), int(limit), int(flags)
 
+    @property
+    def registers(self) -> bytes:
+        """The general registers, RIP and RFLAGS, as they are in :data:`REGISTER_FILE`; one call."""
+        uclib.uc_reg_read_batch(self._uc._uch, _FILE_IDS, self._file_pointers, len(_FILE_IDS))
+        return bytes(self._file)
+
+    @registers.setter
+    def registers(self, value: bytes) -> None:
+        ctypes.memmove(self._file, value, len(value))
+        uclib.uc_reg_write_batch(self._uc._uch, _FILE_IDS, self._file_pointers, len(_FILE_IDS))
+
     def load_tables(self, gdt: tuple[int, int], tss: tuple[int, int, int]) -> None:
         """Load GDTR (base, limit) and TR (selector, base, limit)."""
         self._uc.reg_write(x86.UC_X86_REG_GDTR, (0, gdt[0], gdt[1], 0))
         self._uc.reg_write(x86.UC_X86_REG_TR, (tss[0], tss[1], tss[2], 0x8B00))
+
+    def load_idt(self, base: int, limit: int) -> None:
+        """Load IDTR; a guest that boots does so itself."""
+        self._uc.reg_write(x86.UC_X86_REG_IDTR, (0, base, limit, 0))
 
     def write_msr(self, number: int, value: int) -> None:
         """Set a model-specific register."""
@@ -342,6 +369,20 @@ class VCpu:
     def step(self) -> Exit:
         """Run one instruction (in an engine that counts)."""
         return self.run(1)
+
+    def advance(self, count: int) -> Exit | None:
+        """Run ``count`` instructions; an exit if something else ended it.
+
+        The lean form of :meth:`run`, for who single-steps millions of instructions and keeps the
+        NMI latch itself.
+        """
+        self.has_run = True
+        self._exit = None
+        try:
+            self._uc.emu_start(self.rip, 0, count=count)
+        except unicorn.UcError as error:
+            self._exit = self._engine_error(error)
+        return self._exit
 
     def kill(self) -> None:
         """End a run from another thread. Its state is lost: an instruction may have run twice."""
@@ -401,6 +442,14 @@ class VCpu:
             for begin, end in self._stale:
                 self._uc.ctl_remove_cache(begin, end)
         self._stale.clear()
+
+    def drop_text(self, begin: int, end: int) -> None:
+        """Drop what was translated from ``begin`` up to ``end``, whether it is stale or not."""
+        self._uc.ctl_remove_cache(begin, end)
+
+    def flush_text(self) -> None:
+        """Drop all that was translated; gives back the memory of blocks dropped before."""
+        self._uc.ctl_flush_tb()  # type: ignore[attr-defined]
 
     def hook_instruction(self, address: int, callback: Callable[[VCpu], None]) -> None:
         """Call back in front of each execution of the instruction at ``address``.

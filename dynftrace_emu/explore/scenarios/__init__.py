@@ -1,0 +1,19 @@
+"""The scenarios that ship, by name, in the order of the docs."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from dynftrace_emu.explore.scenarios import seed
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from dynftrace_emu.explore.scenario import Scenario
+
+__all__ = ["SCENARIOS"]
+
+SCENARIOS: Mapping[str, Scenario] = MappingProxyType(
+    {scenario.name: scenario for module in (seed,) for scenario in module.SCENARIOS}
+)

@@ -1,0 +1,238 @@
+"""What is explored, as a value: written to JSON and read back it gives the same machine.
+
+A :class:`Setup` names everything by symbols and words; :func:`build` makes a
+:class:`~.world.World` of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dynftrace_emu.errors import ImageError, OptionError
+from dynftrace_emu.explore.lab import Lab, LabImage, Registers, TaskSpec
+from dynftrace_emu.explore.model import Bounds, Model, Text
+from dynftrace_emu.explore.poke import Poke, word
+from dynftrace_emu.explore.program import Program
+from dynftrace_emu.explore.text import Spot
+from dynftrace_emu.explore.watch import Ops, Site, Watch
+from dynftrace_emu.explore.world import World
+from dynftrace_emu.ftrace.encodings import CALL, JMP, NOP
+from dynftrace_emu.ftrace.protocols import TextChange
+from dynftrace_emu.machine.engine import Park
+from dynftrace_emu.machine.vcpu import Reg
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dynftrace_emu.explore.steps import Protocol, Step
+    from dynftrace_emu.kernel.image import KernelImage
+
+__all__ = ["OpsSpec", "Setup", "SiteSpec", "build", "encode", "from_json", "to_json"]
+
+_FIXED = {
+    "nops": bytes([0x90] * 5),  # five instructions
+    "nop3+2": bytes([0x66, 0x66, 0x90, 0x66, 0x90]),  # two (K8_NOP3, K8_NOP2)
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SiteSpec:
+    """A site and what it reads before and after.
+
+    That is ``call:SYMBOL``, ``jmp``, ``nop``, ``nops`` (five of one byte), ``nop3+2`` (two
+    instructions), or ten hex digits.
+    """
+
+    symbol: str = "site_work"
+    old: str = "call:ftrace_caller"
+    new: str = "jmp"
+
+
+@dataclass(frozen=True, slots=True)
+class OpsSpec:
+    """A tracer: its function, its argument, the sites it wants before and after."""
+
+    name: str = "tracer_a"
+    argument: int = 1
+    before: tuple[str, ...] = ("site_work",)
+    after: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything that determines what an exploration can meet.
+
+    :param protocol: a built-in one's name.
+    :param pad: bytes in front of ``work``, which begins a page otherwise; its site is 4 bytes in.
+    :param words: guest variables set at first: a number, or a symbol whose address it is.
+    :param nmi_rule: nothing may be traced in an NMI (S12).
+    """
+
+    name: str = "site"
+    protocol: str = "stop_machine"
+    defines: tuple[str, ...] = ()
+    pad: int = 0
+    tasks: tuple[TaskSpec, ...] = (TaskSpec(0), TaskSpec(1))
+    sites: tuple[SiteSpec, ...] = (SiteSpec(),)
+    ops: tuple[OpsSpec, ...] = (OpsSpec(),)
+    words: tuple[tuple[str, int | str], ...] = ()
+    model: Model = field(default_factory=Model)
+    bounds: Bounds = field(default_factory=Bounds)
+    nmi_rule: bool = True
+
+    @property
+    def nr_cpus(self) -> int:
+        """Of the tasks; the patcher has one more."""
+        return max(task.cpu for task in self.tasks) + 1
+
+
+def encode(text: str, address: int, image: KernelImage) -> bytes:
+    """The five bytes that a :class:`SiteSpec` calls ``text``, at ``address``.
+
+    :raises OptionError: it is no encoding.
+    """
+    site = np.array([address], dtype=np.uint64)
+    kind, _, symbol = text.partition(":")
+    if kind == "call" and symbol:
+        return bytes(CALL.rows(site, image.address(symbol))[0])
+    if text == "jmp":
+        # The three bytes behind it are those of the call it stands for.
+        return bytes(JMP.rows(site, image.address("ftrace_caller"))[0])
+    if text == "nop":
+        return bytes(NOP.rows(site, 0)[0])
+    if text in _FIXED:
+        return _FIXED[text]
+    try:
+        found = bytes.fromhex(text)
+    except ValueError:
+        found = b""
+    if len(found) != 5:
+        raise OptionError(
+            f"{text!r} is no encoding of a site: call:SYMBOL, jmp, nop, nops, nop3+2 or ten hex "
+            "digits are"
+        )
+    return found
+
+
+def build(setup: Setup, protocol: Protocol) -> World:
+    """Make the machine, with the reference results of a run that is never patched.
+
+    :raises OptionError: the setup does not fit together.
+    """
+    world = _assemble(setup, protocol)
+    world.results = _results(_assemble(_never_patched(setup), _nothing))
+    return world
+
+
+def _never_patched(setup: Setup) -> Setup:
+    return dataclasses.replace(
+        setup,
+        sites=tuple(dataclasses.replace(site, new=site.old) for site in setup.sites),
+        ops=tuple(dataclasses.replace(op, after=op.before) for op in setup.ops),
+    )
+
+
+def _nothing(_change: TextChange, _poke: Poke) -> Iterator[Step]:
+    return iter(())
+
+
+def _assemble(setup: Setup, protocol: Protocol) -> World:
+    image = LabImage(setup.defines, setup.pad).image
+    lab = Lab(image, setup.nr_cpus + 1, setup.tasks)
+    for symbol, value in setup.words:
+        number = image.address(value) if isinstance(value, str) else value
+        lab.write_data(image.address(symbol), word(number))
+    sites = [_site(spec, image) for spec in setup.sites]
+    change = TextChange(
+        np.array([site.address for site in sites], dtype=np.uint64),
+        np.array([list(site.old) for site in sites], dtype=np.uint8),
+        np.array([list(site.new) for site in sites], dtype=np.uint8),
+    )
+    spots = [Spot(site.address, 5, lab.physical(site.address, 5)) for site in sites]
+    ops = [_ops(spec, image) for spec in setup.ops]
+    watch = Watch(image, spots, sites, ops, nmi_rule=setup.nmi_rule)
+    poke = Poke(image)
+
+    def make() -> Iterator[Step]:
+        return protocol(change, poke)
+
+    program = Program(setup.protocol, make, spots, setup.model.chunk, (lab.start, lab.end))
+    watch.int3 = program.stores_int3
+    return World(
+        lab, program, watch, setup.model,
+        placed=[task.cpu for task in setup.tasks],
+        nmis=setup.bounds.nmis, timers=setup.bounds.timers,
+    )  # fmt: skip
+
+
+def _site(spec: SiteSpec, image: KernelImage) -> Site:
+    address = image.address(spec.symbol)
+    return Site(address, encode(spec.old, address, image), encode(spec.new, address, image))
+
+
+def _ops(spec: OpsSpec, image: KernelImage) -> Ops:
+    def addresses(symbols: tuple[str, ...]) -> frozenset[int]:
+        return frozenset(map(image.address, symbols))
+
+    return Ops(spec.name, spec.name, spec.argument, addresses(spec.before), addresses(spec.after))
+
+
+def _results(world: World) -> list[int]:
+    """RBX of each task at its end; they run one after the other, nothing else happens."""
+    for number in range(world.idle):
+        while not world.tasks[number].done:
+            world.run_alone(number)
+    return [Registers.get(task.registers, Reg.RBX) for task in world.tasks[: world.idle]]
+
+
+# --- JSON ---
+
+
+def to_json(setup: Setup) -> dict[str, Any]:
+    """The setup as JSON has it."""
+    return dataclasses.asdict(
+        setup, dict_factory=lambda pairs: {key: _plain(value) for key, value in pairs}
+    )
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, (Text, Park)):
+        return value.value
+    return sorted(value) if isinstance(value, frozenset) else value
+
+
+def from_json(document: dict[str, Any]) -> Setup:
+    """The opposite of :func:`to_json`.
+
+    :raises ImageError: it is none of ours.
+    """
+    try:
+        fields = dict(document)
+        model = dict(fields.pop("model"))
+        model.update(
+            text=Text(model["text"]), park=Park(model["park"]),
+            serializing=frozenset(model["serializing"]),
+        )  # fmt: skip
+        return Setup(
+            **{
+                **fields,
+                "defines": tuple(fields["defines"]),
+                "tasks": tuple(
+                    TaskSpec(t["cpu"], tuple(t["functions"]), t["rounds"]) for t in fields["tasks"]
+                ),
+                "sites": tuple(SiteSpec(**site) for site in fields["sites"]),
+                "ops": tuple(
+                    OpsSpec(o["name"], o["argument"], tuple(o["before"]), tuple(o["after"]))
+                    for o in fields["ops"]
+                ),
+                "words": tuple((symbol, value) for symbol, value in fields["words"]),
+                "model": Model(**model),
+                "bounds": Bounds(**fields["bounds"]),
+            }
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ImageError(f"not a setup: {type(error).__name__}: {error}") from None

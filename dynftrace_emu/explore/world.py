@@ -1,0 +1,633 @@
+"""One state of what is explored, and what can happen next in it.
+
+Tasks run guest code on vCPUs; the patcher carries out a protocol's operations on a CPU of its own;
+interrupts come. :meth:`World.actions` says what is possible, :meth:`World.act` does one of it. Who
+chooses is elsewhere (:mod:`.search`).
+
+A task runs up to the next instruction that others can notice: one that reads or writes more than
+registers and its own stack, changes the interrupt flag, or lies in text that is patched. What lies
+between commutes with all that others do, so no interleaving is lost.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from dynftrace_emu.explore import program as op
+from dynftrace_emu.explore.findings import Finding, FindingClass, Found
+from dynftrace_emu.explore.lab import BREAKPOINT, NMI, TIMER, Lab, Registers
+from dynftrace_emu.explore.model import Model, Text
+from dynftrace_emu.explore.poke import word
+from dynftrace_emu.explore.text import Piece, Spot, apply, views
+from dynftrace_emu.machine.engine import Park
+from dynftrace_emu.machine.exits import Exit, ExitReason
+from dynftrace_emu.machine.interrupts import DeliveryError, deliver
+from dynftrace_emu.machine.vcpu import Reg
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from dynftrace_emu.explore.program import Operation, Program
+    from dynftrace_emu.explore.watch import Call, Watch
+
+__all__ = ["Action", "Cpu", "Kind", "State", "Task", "World"]
+
+_UNKNOWN = b""
+"""What is known of guest data while it changes; a finding may leave it so."""
+_MAX_QUIET_RUNS = 64
+_FLUSH_AFTER = 20_000
+"""Blocks dropped one by one before all are: only that gives their memory back (0.4 KiB each)."""
+
+
+class Kind:
+    """What an action is."""
+
+    RUN, PATCH, ACK, PARK, NMI, TIMER = "run", "patch", "ack", "park", "nmi", "timer"
+
+
+class Action(NamedTuple):
+    """Something that can happen.
+
+    ``who``: a task (run), a CPU (ack, park, nmi, timer), or 0 (patch). ``view``: which of the
+    possible fetches of a patched spot a relaxed CPU makes; 0 sees every store.
+    """
+
+    kind: str
+    who: int
+    view: int = 0
+
+
+class Task(NamedTuple):
+    """A task: its registers, and the vectors of the interrupt frames it is in, outermost first."""
+
+    registers: bytes
+    frames: tuple[int, ...] = ()
+    done: bool = False
+    yielded: bool = False  # it executed pause, and nobody else has got on since
+    calls: tuple[Call, ...] = ()
+    told: int = 0
+
+
+class Cpu(NamedTuple):
+    """A CPU: which task is on it, and what it knows of the text."""
+
+    task: int
+    seen: tuple[bytes, ...]
+    pending: tuple[Piece, ...] = ()
+    owes_ack: bool = False
+    parked: bool = False
+    syncs_on_resume: bool = False
+    nmi_blocked: bool = False
+
+
+class State(NamedTuple):
+    """All of it; comparing two compares everything that matters."""
+
+    data: bytes
+    tasks: tuple[Task, ...]
+    cpus: tuple[Cpu, ...]
+    text: tuple[bytes, ...]
+    read: tuple[int, ...]  # by the protocol
+    done: int  # operations since
+    stopping: bool
+    freed: tuple[tuple[int, int], ...]
+    nmis: int  # that may still come
+    timers: int
+
+
+@dataclass(frozen=True, slots=True)
+class Points:
+    """Addresses in guest code that mean something."""
+
+    task_done: int
+    unclaimed: int
+
+
+class World:
+    """A lab under a protocol.
+
+    :param placed: the CPU each task is bound to.
+    :param results: RBX of each task at its end, when never patched; None while that is found out.
+    """
+
+    def __init__(
+        self,
+        lab: Lab,
+        program: Program,
+        watch: Watch,
+        model: Model,
+        *,
+        placed: Sequence[int],
+        nmis: int = 0,
+        timers: int = 0,
+    ) -> None:
+        self.lab, self.program, self.watch, self.model = lab, program, watch, model
+        self.spots: Sequence[Spot] = program.spots
+        self.patcher_cpu = len(lab.vcpus) - 1
+        self.idle = len(lab.tasks)  # the patcher's CPU, when it executes guest code: in an NMI
+        self.cpu_of = [*placed, self.patcher_cpu]
+        self.results: list[int] | None = None
+        self.on_instruction: Callable[[int, int, bytes | None], None] | None = None
+        self._points = Points(lab.image.address("lab_task_done"), lab.image.address("die_int3"))
+        self._spot_at = {
+            spot.address + offset: (index, offset)
+            for index, spot in enumerate(self.spots)
+            for offset in range(spot.size)
+        }
+        self._behind = {spot.address + spot.size: index for index, spot in enumerate(self.spots)}
+        self._visible = {
+            *self._spot_at, *self._behind, *watch.callbacks,
+            self._points.task_done, self._points.unclaimed,
+        }  # fmt: skip
+        self._lengths: dict[int, int] = {}
+        self._loaded: list[bytes] = [b""] * len(lab.vcpus)
+        self._translated: list[list[bytes | None]] = [[None] * len(self.spots) for _ in lab.vcpus]
+        self._dropped = 0
+        self._data = lab.data
+        self._set(self._first_state(nmis, timers))
+
+    def _first_state(self, nmis: int, timers: int) -> State:
+        text = tuple(site.old for site in self.watch.sites)
+        first: dict[int, int] = {}
+        for task, cpu in enumerate(self.cpu_of):
+            first.setdefault(cpu, task)
+        tasks = (*(Task(r) for r in self.lab.tasks), Task(self.lab.idle, done=True))
+        cpus = tuple(Cpu(first.get(n, self.idle), text) for n in range(len(self.lab.vcpus)))
+        for spot, bytes_ in zip(self.spots, text, strict=True):
+            self.lab.write_text(spot.physical, bytes_)
+        return State(self.lab.data, tasks, cpus, text, (), 0, False, (), nmis, timers)
+
+    # --- copying ---
+
+    def save(self) -> State:
+        """The state, to be gone back to."""
+        return State(
+            self._data, tuple(self.tasks), tuple(self.cpus), tuple(self.text), self.read,
+            self.done, self.stopping, self.freed, self.nmis, self.timers,
+        )  # fmt: skip
+
+    def load(self, state: State) -> None:
+        """Go back to it."""
+        if state.data is not self._data:
+            self.lab.data = state.data
+        for index, bytes_ in enumerate(state.text):
+            if bytes_ != self.text[index]:
+                self.lab.write_text(self.spots[index].physical, bytes_)
+        self._set(state)
+
+    def _set(self, state: State) -> None:
+        self._data = state.data
+        self.tasks, self.cpus, self.text = list(state.tasks), list(state.cpus), list(state.text)
+        self.read, self.done, self.stopping = state.read, state.done, state.stopping
+        self.freed, self.nmis, self.timers = state.freed, state.nmis, state.timers
+
+    # --- what can happen ---
+
+    @property
+    def begun(self) -> bool:
+        """Whether the protocol has done anything."""
+        return bool(self.done or self.read)
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has done everything."""
+        return self._operation() is None
+
+    def _operation(self) -> Operation | None:
+        operations = self.program.operations(self.read)
+        return operations[self.done] if self.done < len(operations) else None
+
+    @property
+    def finished(self) -> bool:
+        """Whether all tasks and the protocol have ended."""
+        return self.ended and all(task.done and not task.frames for task in self.tasks)
+
+    def actions(self) -> list[Action]:
+        """Everything that can happen now, in a fixed order."""
+        found: list[Action] = []
+        for number, task in enumerate(self.tasks):
+            if self._may_run(number, task):
+                found.extend(Action(Kind.RUN, number, n) for n in range(self._nr_views(number)))
+        operation = self._operation()
+        if operation is not None and self._may_patch(operation):
+            found.append(Action(Kind.PATCH, 0))
+        for number, cpu in enumerate(self.cpus):
+            task = self.tasks[cpu.task]
+            if cpu.owes_ack and _takes_interrupts(task) and not cpu.parked:
+                found.append(Action(Kind.ACK, number))
+            if self.stopping and not cpu.parked and self._may_park(number, task):
+                found.append(Action(Kind.PARK, number))
+            if self.nmis and not cpu.nmi_blocked:
+                found.append(Action(Kind.NMI, number))
+            if self.timers and not cpu.parked and _takes_interrupts(task) and not task.done:
+                found.append(Action(Kind.TIMER, number))
+        return found
+
+    def _may_run(self, number: int, task: Task) -> bool:
+        if (task.done and not task.frames) or task.yielded:
+            return False
+        cpu = self.cpus[self.cpu_of[number]]
+        if cpu.task == number:
+            return not cpu.parked or NMI in task.frames
+        other = self.tasks[cpu.task]
+        return not cpu.parked and (not other.frames) and (other.done or self._preemptible(other))
+
+    def _preemptible(self, task: Task) -> bool:
+        """Linux's rule: interrupts on, preempt count 0."""
+        return _takes_interrupts(task) and not task.frames
+
+    def _may_park(self, number: int, task: Task) -> bool:
+        if number == self.patcher_cpu:
+            return False
+        if self.model.park is Park.ANYWHERE:
+            return NMI not in task.frames
+        return task.done or self._preemptible(task)
+
+    def _nr_views(self, number: int) -> int:
+        if self.model.text is not Text.RELAXED:
+            return 1
+        cpu = self.cpus[self.cpu_of[number]]
+        where = self._spot_at.get(_rip(self.tasks[number].registers))
+        if where is None or not cpu.pending:
+            return 1
+        return len(views(cpu.seen[where[0]], cpu.pending, where[0]))
+
+    def _may_patch(self, operation: Operation) -> bool:
+        if self.tasks[self.idle].frames:
+            return False
+        match operation:
+            case op.WaitForAcks():
+                return not any(cpu.owes_ack for cpu in self.cpus)
+            case op.Stopped():
+                return all(cpu.parked for cpu in self.cpus[: self.patcher_cpu])
+            case op.Until(address, value):
+                return self.lab.read_word(address) == value % (1 << 64)
+        return True
+
+    # --- doing it ---
+
+    def act(self, action: Action) -> None:
+        """Do one of the possible actions.
+
+        :raises Found: something happened that must not.
+        """
+        kind, who, view = action
+        match kind:
+            case Kind.RUN:
+                self._run(who, view)
+                if not self.tasks[who].yielded:
+                    self._wake(who)
+            case Kind.PATCH:
+                self._patch()
+                self._wake(None)
+            case Kind.ACK:
+                self._sync(who)
+            case Kind.PARK:
+                self.cpus[who] = self.cpus[who]._replace(parked=True)
+            case Kind.NMI:
+                self.nmis -= 1
+                self.cpus[who] = self.cpus[who]._replace(nmi_blocked=True)
+                self._interrupt(who, NMI)
+            case Kind.TIMER:
+                self.timers -= 1
+                self._interrupt(who, TIMER)
+
+    def _wake(self, mover: int | None) -> None:
+        for number, task in enumerate(self.tasks):
+            if task.yielded and number != mover:
+                self.tasks[number] = task._replace(yielded=False)
+
+    def _sync(self, number: int) -> None:
+        self.cpus[number] = self.cpus[number]._replace(
+            seen=tuple(self.text), pending=(), owes_ack=False, syncs_on_resume=False
+        )
+
+    # --- guest code ---
+
+    def _run(self, number: int, view: int) -> None:
+        """Run a task up to the next instruction that others can notice."""
+        self._data = _UNKNOWN
+        cpu = self.cpu_of[number]
+        if self.cpus[cpu].task != number:
+            self.cpus[cpu] = self.cpus[cpu]._replace(task=number)
+        rip = _rip(self.tasks[number].registers)
+        where = self._spot_at.get(rip)
+        if where is not None:
+            exit_ = self._fetch(number, cpu, *where, view)
+        else:
+            self._arrive(number, cpu, rip)
+            exit_ = self._advance(number, cpu, rip)
+        for _ in range(_MAX_QUIET_RUNS):
+            task = self.tasks[number]
+            rip = _rip(task.registers)
+            if exit_ is not None or rip in self._visible or not self.lab.decode(rip).quiet:
+                break
+            self._check_freed(cpu, rip)
+            exit_ = self._advance(number, cpu, rip)
+        if exit_ is not None:
+            self._after(number, cpu, exit_)
+        self._note(number, cpu)
+        self._data = self.lab.data
+
+    def run_alone(self, number: int) -> None:
+        """Run a task on, while nothing else happens."""
+        self._run(number, 0)
+
+    def _check_freed(self, cpu: int, rip: int) -> None:
+        for begin, end in self.freed:
+            if begin <= rip < end:
+                what = f"executes {self.lab.image.symbolize(rip)}, which has been freed"
+                raise Found(Finding(FindingClass.USE_AFTER_FREE, what, cpu, rip))
+
+    def _arrive(self, number: int, cpu: int, rip: int) -> None:
+        """A task is about to execute ``rip``, outside patched text."""
+        self._check_freed(cpu, rip)
+        if rip not in self._visible:
+            return
+        task = self.tasks[number]
+        if rip in self.watch.callbacks:
+            site = Registers.get(task.registers, Reg.RDI)
+            argument = Registers.get(task.registers, Reg.RSI)
+            calls = self.watch.tell(cpu, task.calls, rip, site, argument, NMI in task.frames)
+            self.tasks[number] = task._replace(calls=calls, told=task.told + 1)
+        elif rip in self._behind and task.calls and task.calls[-1].site == self._behind[rip]:
+            self.watch.end(cpu, task.calls[-1])
+            self.tasks[number] = task._replace(calls=task.calls[:-1])
+
+    def _fetch(self, number: int, cpu: int, spot: int, offset: int, view: int) -> Exit | None:
+        """Execute one instruction of patched text, as this CPU sees it."""
+        task, state = self.tasks[number], self.cpus[cpu]
+        if state.pending:
+            seen, pending = views(state.seen[spot], state.pending, spot)[view]
+            everything = (*state.seen[:spot], seen, *state.seen[spot + 1 :])
+            self.cpus[cpu] = state._replace(seen=everything, pending=pending)
+        else:
+            seen = state.seen[spot]
+        ended = self.ended
+        if self.on_instruction is not None:
+            self.on_instruction(number, self.spots[spot].address + offset, seen[offset:])
+        self.watch.check_fetch(cpu, spot, offset, seen, ended)
+        if offset == 0:
+            calls = task.calls
+            if calls and calls[-1].site == spot and not calls[-1].told:
+                calls = calls[:-1]  # it comes again, as after an int3 that changes nothing
+            self.tasks[number] = task._replace(calls=(*calls, self.watch.begin(spot, ended)))
+        return self._execute_seen(number, cpu, spot, seen)
+
+    def _execute_seen(self, number: int, cpu: int, spot: int, seen: bytes) -> Exit | None:
+        where = self.spots[spot]
+        if self._translated[cpu][spot] != seen:
+            self.lab.vcpus[cpu].drop_text(where.address, where.address + where.size)
+            self._translated[cpu][spot] = seen
+            self._flush_now_and_then()
+        differs = seen != self.text[spot]
+        if differs:
+            self.lab.write_text(where.physical, seen)
+        try:
+            return self._step(number, cpu, 1)
+        finally:
+            if differs:
+                self.lab.write_text(where.physical, self.text[spot])
+
+    def _flush_now_and_then(self) -> None:
+        self._dropped += 1
+        if self._dropped >= _FLUSH_AFTER:
+            self._dropped = 0
+            for vcpu in self.lab.vcpus:
+                vcpu.flush_text()
+
+    def _advance(self, number: int, cpu: int, rip: int) -> Exit | None:
+        """Execute the instruction at ``rip`` and the quiet ones that follow it in a row."""
+        insn = self.lab.decode(rip)
+        if self.on_instruction is not None:
+            self.on_instruction(number, rip, None)
+        exit_ = self._step(number, cpu, self._length(rip))
+        if insn.text.startswith("iret"):
+            self._after_iret(number, cpu)
+        elif insn.text == "pause":
+            self.tasks[number] = self.tasks[number]._replace(yielded=True)
+        elif not insn.quiet and _serializes(insn.text, self.model.serializing):
+            self._sync_own(cpu)
+        return exit_
+
+    def _length(self, rip: int) -> int:
+        found = self._lengths.get(rip)
+        if found is None:
+            found = self._lengths[rip] = self._measure(rip)
+        return 1 if self.on_instruction is not None else found
+
+    def _measure(self, rip: int) -> int:
+        insn = self.lab.decode(rip)
+        count = 1
+        while not insn.branches and insn.text != "pause":
+            rip += insn.size
+            if rip in self._visible:
+                break
+            insn = self.lab.decode(rip)
+            if not insn.quiet:
+                break
+            count += 1
+        return count
+
+    def _step(self, number: int, cpu: int, count: int) -> Exit | None:
+        vcpu = self.lab.vcpus[cpu]
+        task = self.tasks[number]
+        if self._loaded[cpu] != task.registers:
+            vcpu.registers = task.registers
+        exit_ = vcpu.advance(count)
+        registers = self._loaded[cpu] = vcpu.registers
+        self.tasks[number] = task._replace(registers=registers)
+        return exit_
+
+    def _after(self, number: int, cpu: int, exit_: Exit) -> None:
+        """Act on what ended a run: an int3 goes to its handler, all else is a fault."""
+        rip = _rip(self.tasks[number].registers)
+        if exit_.reason is ExitReason.EXCEPTION and exit_.value == BREAKPOINT:
+            self._interrupt(cpu, BREAKPOINT)
+            return
+        what = f"{exit_.reason.name.lower()} {exit_.value} at {self.lab.image.symbolize(rip)}"
+        raise Found(Finding(FindingClass.GUEST_FAULT, what, cpu, rip))
+
+    def _interrupt(self, cpu: int, vector: int) -> None:
+        """Enter the handler of ``vector`` on the task that is on ``cpu``."""
+        self._data = _UNKNOWN
+        number = self.cpus[cpu].task
+        vcpu, task = self.lab.vcpus[cpu], self.tasks[number]
+        if self._loaded[cpu] != task.registers:
+            vcpu.registers = task.registers
+        try:
+            deliver(vcpu, vector)
+        except DeliveryError as error:
+            rip = _rip(task.registers)
+            raise Found(Finding(FindingClass.GUEST_FAULT, str(error), cpu, rip)) from None
+        registers = self._loaded[cpu] = vcpu.registers
+        self.tasks[number] = task._replace(
+            registers=registers, frames=(*task.frames, vector), yielded=False
+        )
+        self._data = self.lab.data
+
+    def _after_iret(self, number: int, cpu: int) -> None:
+        """Any iret lets NMIs in again (SDM vol. 3A, 6.7.1)."""
+        task = self.tasks[number]
+        frames = task.frames[:-1]
+        self.tasks[number] = task._replace(frames=frames)
+        self.cpus[cpu] = self.cpus[cpu]._replace(nmi_blocked=False)
+        if "iret" in self.model.serializing:
+            self._sync_own(cpu)
+        if NMI not in frames:
+            self.lab.erase_nmi_stack(cpu)
+
+    def _sync_own(self, cpu: int) -> None:
+        self.cpus[cpu] = self.cpus[cpu]._replace(seen=tuple(self.text), pending=())
+
+    def _note(self, number: int, cpu: int) -> None:
+        """Where the task stands now may mean something."""
+        task = self.tasks[number]
+        rip = _rip(task.registers)
+        if rip == self._points.task_done and not task.done:
+            self._finish(number, cpu, task)
+        elif rip == self._points.unclaimed:
+            what = "the int3 handler does not know the site"
+            raise Found(Finding(FindingClass.UNCLAIMED_INT3, what, cpu, rip))
+        if NMI not in task.frames:
+            self.lab.erase_dead_stack(number, Registers.get(task.registers, Reg.RSP))
+
+    def _finish(self, number: int, cpu: int, task: Task) -> None:
+        self.tasks[number] = task._replace(done=True)
+        if self.results is None:
+            return
+        result = Registers.get(task.registers, Reg.RBX)
+        if result != self.results[number]:
+            what = f"task {number} ends with {result:#x}, not {self.results[number]:#x}"
+            rip = _rip(task.registers)
+            raise Found(Finding(FindingClass.WRONG_RESULT, what, cpu, rip))
+
+    # --- the patcher ---
+
+    def _patch(self) -> None:
+        """Do the protocol's next operation."""
+        operation = self._operation()
+        self.done += 1
+        match operation:
+            case op.StoreText(piece):
+                self._store_text(piece)
+            case op.Compare(spot, offset, old, skip):
+                if self.text[spot][offset : offset + len(old)] != old:
+                    self.done += skip
+            case op.Write(address, data):
+                self._write(address, data)
+            case op.Add(address, value):
+                self._write(address, word(self.lab.read_word(address) + value))
+            case op.Load(address):
+                self.read = (*self.read, self.lab.read_word(address))
+                self.done = 0
+            case op.Send(cpus):
+                self._send(range(len(self.cpus)) if cpus is None else cpus)
+            case op.Stop():
+                self.stopping = True
+            case op.Stopped(look):
+                self._stopped(look)
+            case op.Resume():
+                self._resume()
+            case op.Free(begin, end):
+                self.freed = (*self.freed, (begin, end))
+
+    def _write(self, address: int, data: bytes) -> None:
+        self.lab.write_data(address, data)
+        self._data = self.lab.data
+
+    def _store_text(self, piece: Piece) -> None:
+        spot = piece.spot
+        self.text[spot] = apply(self.text[spot], piece)
+        self.lab.write_text(self.spots[spot].physical, self.text[spot])
+        for number, cpu in enumerate(self.cpus):
+            if self.model.text is Text.COHERENT:
+                self.cpus[number] = cpu._replace(seen=tuple(self.text))
+            elif self.model.text is Text.RELAXED:
+                self.cpus[number] = cpu._replace(pending=(*cpu.pending, piece))
+
+    def _send(self, numbers: Sequence[int]) -> None:
+        for number in numbers:
+            cpu = self.cpus[number]
+            if number == self.patcher_cpu:
+                self._sync_own(number)
+            elif cpu.parked:
+                self.cpus[number] = cpu._replace(syncs_on_resume=True)
+            else:
+                self.cpus[number] = cpu._replace(owes_ack=True)
+
+    def _stopped(self, look: bool) -> None:
+        self.stopping = False
+        if look and self._somebody_inside():
+            self._resume()
+            self.done -= 2  # stop again
+
+    def _somebody_inside(self) -> bool:
+        """Whether an ip, a saved ip or a return address is behind the first byte of a spot."""
+        inside = {a for a, (_, offset) in self._spot_at.items() if offset}
+        for number, task in enumerate(self.tasks):
+            if _rip(task.registers) in inside:
+                return True
+            if any(value in inside for value in self._stack_words(number, task)):
+                return True
+        return False
+
+    def _stack_words(self, number: int, task: Task) -> Iterator[int]:
+        rsp = Registers.get(task.registers, Reg.RSP)
+        for address in range(rsp, self.lab.stack_top(number), 8):
+            if self.lab.start <= address < self.lab.end:
+                yield self.lab.read_word(address)
+
+    def _resume(self) -> None:
+        for number, cpu in enumerate(self.cpus):
+            if cpu.syncs_on_resume:
+                self._sync(number)
+            self.cpus[number] = self.cpus[number]._replace(parked=False)
+
+    # --- the end ---
+
+    def check_end(self) -> None:
+        """Everybody has ended, or nobody can go on.
+
+        :raises Found: not as it should be.
+        """
+        if not self.finished:
+            raise Found(Finding(FindingClass.DEADLOCK, self._who_waits()))
+        for site, bytes_ in zip(self.watch.sites, self.text, strict=True):
+            if bytes_ != site.new:
+                where = self.lab.image.symbolize(site.address)
+                what = f"{where} reads {bytes_.hex(' ')} at the end, not {site.new.hex(' ')}"
+                raise Found(Finding(FindingClass.WRONG_RESULT, what, None, site.address))
+        told = sum(task.told for task in self.tasks)
+        events = sum(self.lab.area_word(n, 8) for n in range(len(self.cpus)))
+        if told != events:
+            what = f"{told} calls were told, {events} events are in the buffers"
+            raise Found(Finding(FindingClass.LOST_EVENT, what))
+
+    def _who_waits(self) -> str:
+        waiting = []
+        for number, task in enumerate(self.tasks):
+            if not task.done or task.frames:
+                where = self.lab.image.symbolize(_rip(task.registers))
+                waiting.append(f"task {number} at {where}")
+        operation = self._operation()
+        if operation is not None:
+            waiting.append(f"the patcher at {type(operation).__name__} (step {operation.step + 1})")
+        return "nobody can go on: " + "; ".join(waiting)
+
+
+def _rip(registers: bytes) -> int:
+    return int.from_bytes(registers[Registers.RIP], "little")
+
+
+def _takes_interrupts(task: Task) -> bool:
+    return bool(task.registers[Registers.RFLAGS_HIGH] & Registers.IF) and NMI not in task.frames
+
+
+def _serializes(text: str, chosen: frozenset[str]) -> bool:
+    if not chosen:
+        return False
+    return ("cpuid" in chosen and text == "cpuid") or (
+        "mov-cr" in chosen and text.startswith("mov cr")
+    )

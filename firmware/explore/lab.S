@@ -1,0 +1,245 @@
+# The guest that patching protocols are explored with: a few functions with call sites, somebody who
+# calls them, and what a site leads to. Small on purpose: every interleaving of it is run.
+#
+# Each task has its stack and each CPU its area and NMI stack in .data, so that one copy of .data is
+# a snapshot. A task is started with  r12 = rounds,  r13, r14 = functions to call in each (r14 may be
+# 0),  rbx = its result so far, which the functions fold into.
+
+.include "linkage.inc"
+
+.set LAB_TASKS, 4
+.set LAB_CPUS, 4
+.set LAB_STACK, 384
+.set LAB_CALL, 1                        # what an entry of the vector stands for
+.set LAB_NOP, 2
+.set LAB_VECTOR, 4
+
+# In a CPU's area, at GS.
+.set CPU_EVENTS, 0x08                   # events written on this CPU
+.set CPU_IN_NMI, 0x10
+.set CPU_PREEMPT_COUNT, 0x18
+
+# Never run: tasks are started by whoever explores.
+ENTRY startup_64
+        hlt
+        jmp startup_64
+END startup_64
+
+ENTRY lab_task
+.Lround:
+        call r13
+        test r14, r14
+        jz .Lone
+        call r14
+.Lone:
+        dec r12
+        jnz .Lround
+lab_task_done:
+        hlt
+        jmp lab_task_done
+END lab_task
+
+# Functions with sites. LAB_PAD_* puts a site where a scenario wants it in its line or page.
+.macro WORK name, factor
+        .type \name, @function
+\name:
+        push rbp
+        mov rbp, rsp
+site_\name:
+        call ftrace_caller
+        lea rbx, [rbx + rbx * \factor + 1]
+        pop rbp
+        ret
+        .size \name, . - \name
+.endm
+
+        .p2align 12, 0xcc
+        LAB_PAD_WORK
+WORK work, 2
+        .p2align 6, 0xcc
+WORK other, 4
+
+# --- what a site calls ---
+
+# ftrace_caller: the function and its argument are loaded one after the other.
+#   in  [rsp] = ip
+ENTRY ftrace_caller
+        push rdi
+        push rsi
+        mov rdi, [rsp + 0x10]
+        sub rdi, 5
+        mov rsi, [rip + ftrace_arg]
+        call qword ptr [rip + ftrace_func]
+        pop rsi
+        pop rdi
+        ret
+END ftrace_caller
+
+# mcount, as the seed has it: one load of the pointer, then it is followed.
+ENTRY mcount
+        push rdi
+        push rsi
+        mov rdi, [rsp + 0x10]
+        sub rdi, 5
+        mov rsi, TRACER_A
+        call qword ptr [rip + ftrace_func]
+        pop rsi
+        pop rdi
+        ret
+END mcount
+
+# Trampolines that go straight to one tracer.
+.set TRACER_A, 1
+.set TRACER_B, 2
+
+.macro TRAMPOLINE name, tracer, argument
+ENTRY \name
+        push rdi
+        push rsi
+        mov rdi, [rsp + 0x10]
+        sub rdi, 5
+        mov esi, \argument
+        call \tracer
+        pop rsi
+        pop rdi
+        ret
+END \name
+.endm
+        .p2align 6, 0xcc
+TRAMPOLINE trampoline_a, tracer_a, TRACER_A
+        .p2align 6, 0xcc
+TRAMPOLINE trampoline_b, tracer_b, TRACER_B
+
+# tracer(site rdi, argument rsi): an event a call.
+ENTRY tracer_a
+        inc qword ptr gs:[CPU_EVENTS]
+        ret
+END tracer_a
+
+ENTRY tracer_b
+        inc qword ptr gs:[CPU_EVENTS]
+        ret
+END tracer_b
+
+ENTRY ftrace_stub
+        ret
+END ftrace_stub
+
+# --- interrupts ---
+
+# #BP, an interrupt gate. The frame is copied down five words, so that there is room to emulate a call
+# on the interrupted stack (arch/x86/entry: create_gap).
+ENTRY int3
+        push qword ptr [rsp + 0x20]
+        push qword ptr [rsp + 0x20]
+        push qword ptr [rsp + 0x20]
+        push qword ptr [rsp + 0x20]
+        push qword ptr [rsp + 0x20]
+        push rax
+        push rcx
+        push rdx
+        mov rax, [rsp + 0x18]
+        dec rax
+        mov [rsp + 0x18], rax           # the site
+.ifdef LAB_NO_REFERENCES
+        mov rcx, [rip + poke_count]
+        test rcx, rcx
+        jz .Lunclaimed
+.else
+        mov rcx, [rip + poke_refs]      # atomic_inc_not_zero
+.Lget:
+        test rcx, rcx
+        jz .Lunclaimed
+        lea rdx, [rcx + 1]
+        mov rax, rcx
+        lock cmpxchg [rip + poke_refs], rdx
+        mov rcx, rax
+        jne .Lget
+        mov rax, [rsp + 0x18]
+        mov rcx, [rip + poke_count]
+.endif
+        lea rdx, [rip + poke_vector]
+.Lfind:
+        test rcx, rcx
+        jz .Lput_unclaimed
+        cmp [rdx], rax
+        je .Lfound
+        add rdx, 0x18
+        dec rcx
+        jmp .Lfind
+.Lfound:
+        add rax, 5
+        mov rcx, [rdx + 8]
+        cmp rcx, LAB_CALL
+        jne .Lemulated                  # a nop: go on behind it
+        mov rcx, [rsp + 0x30]           # push the return address, go to the target
+        sub rcx, 8
+        mov [rcx], rax
+        mov [rsp + 0x30], rcx
+        mov rax, [rdx + 0x10]
+.Lemulated:
+        mov [rsp + 0x18], rax
+.ifndef LAB_NO_REFERENCES
+        lock dec qword ptr [rip + poke_refs]
+.endif
+        pop rdx
+        pop rcx
+        pop rax
+        iretq
+.Lput_unclaimed:
+.ifndef LAB_NO_REFERENCES
+        lock dec qword ptr [rip + poke_refs]
+.endif
+.Lunclaimed:
+die_int3:
+        hlt
+        jmp die_int3
+END int3
+
+# NMIs come at any time, on IST 1. With LAB_NMI_TRACES the handler calls a function that has a site.
+ENTRY nmi
+        push rbx
+        push rbp
+        inc qword ptr gs:[CPU_IN_NMI]
+.ifdef LAB_NMI_TRACES
+        call work
+.endif
+        dec qword ptr gs:[CPU_IN_NMI]
+        pop rbp
+        pop rbx
+        iretq
+END nmi
+
+# The timer: does nothing, and comes at any time when interrupts are on.
+ENTRY timer_interrupt
+        push rbx
+.ifdef LAB_TIMER_TRACES
+        push rbp
+        call work
+        pop rbp
+.endif
+        pop rbx
+        iretq
+END timer_interrupt
+
+.data
+        .p2align 3
+lab_data:
+ftrace_func:
+        .quad tracer_a
+ftrace_arg:
+        .quad TRACER_A
+poke_refs:
+        .quad 0
+poke_count:
+        .quad 0
+poke_vector:                            # site, what it stands for, target
+        .skip LAB_VECTOR * 0x18
+lab_areas:
+        .skip LAB_CPUS * 0x40
+lab_stacks:
+        .skip LAB_TASKS * LAB_STACK
+lab_nmi_stacks:
+        .skip LAB_CPUS * LAB_STACK
+lab_idt:
+        .skip 0x40 * 16
