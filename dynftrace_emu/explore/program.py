@@ -267,14 +267,20 @@ class Program:
         if width not in (None, 1, 2, 4, 8):
             raise self._error(n, f"stores of {width} bytes: 1, 2, 4 or 8 are possible")
         for address, row in zip(addresses.tolist(), rows, strict=True):
-            data = row.tobytes()
-            spot = self._spot(address, len(data), n)
-            offset = address - self.spots[spot].address
-            while data:
-                size = width or 1 << min(3, len(data).bit_length() - 1)
-                for part in self._pieces(spot, offset, data[:size]):
-                    yield StoreText(part, n)
-                offset, data = offset + size, data[size:]
+            for piece in self.stores(address, row.tobytes(), width, n):
+                yield StoreText(piece, n)
+
+    def stores(self, address: int, data: bytes, width: int | None, number: int) -> Iterator[Piece]:
+        """The pieces of stores of ``data``, each ``width`` bytes wide.
+
+        :raises ProtocolError: they reach outside every spot.
+        """
+        spot = self._spot(address, len(data), number)
+        offset = address - self.spots[spot].address
+        while data:
+            size = width or 1 << min(3, len(data).bit_length() - 1)
+            yield from self._pieces(spot, offset, data[:size])
+            offset, data = offset + size, data[size:]
 
     def _pieces(self, spot: int, offset: int, data: bytes) -> list[Piece]:
         return pieces(spot, self.spots[spot].address, offset, data, self.chunk)

@@ -16,12 +16,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from dynftrace_emu.explore.findings import Finding, FindingClass, Found
-from dynftrace_emu.explore.world import Action, Kind, State, World
+from dynftrace_emu.explore.state import Action, Kind, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from dynftrace_emu.explore.model import Bounds
+    from dynftrace_emu.explore.world import World
 
 __all__ = ["Outcome", "exhaustive", "pct", "run_random"]
 
@@ -172,10 +173,12 @@ class _Exhaustive:
         return actions
 
     def _met_before(self, state: State, actor: int | None, preemptions: int) -> bool:
-        bound = self.bounds.preemptions
-        key: tuple[object, ...] = (_digest(state), state[2:]) if bound is None else (
-            _digest(state), state[2:], actor
-        )  # fmt: skip
+        key = (
+            _digest(state),
+            tuple(task[1:] for task in state.tasks),
+            state[2:],
+            None if self.bounds.preemptions is None else actor,
+        )
         before = self._met.get(key)
         if before is not None and before <= preemptions:
             return True
@@ -186,11 +189,10 @@ class _Exhaustive:
 
 
 def _digest(state: State) -> bytes:
-    """Data and tasks, 16 bytes; the rest of a state is small and kept as it is."""
+    """Data and registers, 16 bytes; the rest of a state is small and kept as it is."""
     digest = hashlib.blake2b(state.data, digest_size=16)
     for task in state.tasks:
         digest.update(task.registers)
-        digest.update(repr(task[1:]).encode())
     return digest.digest()
 
 

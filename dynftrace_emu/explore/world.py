@@ -12,88 +12,32 @@ between commutes with all that others do, so no interleaving is lost.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from dynftrace_emu.explore import program as op
+from dynftrace_emu.explore import operations
+from dynftrace_emu.explore.cores import Cores
 from dynftrace_emu.explore.findings import Finding, FindingClass, Found
 from dynftrace_emu.explore.lab import BREAKPOINT, NMI, TIMER, Lab, Registers
 from dynftrace_emu.explore.model import Model, Text
-from dynftrace_emu.explore.poke import word
-from dynftrace_emu.explore.text import Piece, Spot, apply, views
+from dynftrace_emu.explore.shim import Shim
+from dynftrace_emu.explore.state import Action, Cpu, Kind, State, Task
+from dynftrace_emu.explore.text import Spot, views
 from dynftrace_emu.machine.engine import Park
 from dynftrace_emu.machine.exits import Exit, ExitReason
-from dynftrace_emu.machine.interrupts import DeliveryError, deliver
+from dynftrace_emu.machine.interrupts import DeliveryError
 from dynftrace_emu.machine.vcpu import Reg
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from dynftrace_emu.explore.program import Operation, Program
-    from dynftrace_emu.explore.watch import Call, Watch
+    from dynftrace_emu.explore.watch import Watch
 
-__all__ = ["Action", "Cpu", "Kind", "State", "Task", "World"]
+__all__ = ["Action", "Kind", "State", "World"]
 
 _UNKNOWN = b""
 """What is known of guest data while it changes; a finding may leave it so."""
 _MAX_QUIET_RUNS = 64
-_FLUSH_AFTER = 20_000
-"""Blocks dropped one by one before all are: only that gives their memory back (0.4 KiB each)."""
-
-
-class Kind:
-    """What an action is."""
-
-    RUN, PATCH, ACK, PARK, NMI, TIMER = "run", "patch", "ack", "park", "nmi", "timer"
-
-
-class Action(NamedTuple):
-    """Something that can happen.
-
-    ``who``: a task (run), a CPU (ack, park, nmi, timer), or 0 (patch). ``view``: which of the
-    possible fetches of a patched spot a relaxed CPU makes; 0 sees every store.
-    """
-
-    kind: str
-    who: int
-    view: int = 0
-
-
-class Task(NamedTuple):
-    """A task: its registers, and the vectors of the interrupt frames it is in, outermost first."""
-
-    registers: bytes
-    frames: tuple[int, ...] = ()
-    done: bool = False
-    yielded: bool = False  # it executed pause, and nobody else has got on since
-    calls: tuple[Call, ...] = ()
-    told: int = 0
-
-
-class Cpu(NamedTuple):
-    """A CPU: which task is on it, and what it knows of the text."""
-
-    task: int
-    seen: tuple[bytes, ...]
-    pending: tuple[Piece, ...] = ()
-    owes_ack: bool = False
-    parked: bool = False
-    syncs_on_resume: bool = False
-    nmi_blocked: bool = False
-
-
-class State(NamedTuple):
-    """All of it; comparing two compares everything that matters."""
-
-    data: bytes
-    tasks: tuple[Task, ...]
-    cpus: tuple[Cpu, ...]
-    text: tuple[bytes, ...]
-    read: tuple[int, ...]  # by the protocol
-    done: int  # operations since
-    stopping: bool
-    freed: tuple[tuple[int, int], ...]
-    nmis: int  # that may still come
-    timers: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +52,7 @@ class World:
     """A lab under a protocol.
 
     :param placed: the CPU each task is bound to.
-    :param results: RBX of each task at its end, when never patched; None while that is found out.
+    :param poker: a guest function is the patcher: it runs on the last CPU, beside the protocol.
     """
 
     def __init__(
@@ -121,14 +65,19 @@ class World:
         placed: Sequence[int],
         nmis: int = 0,
         timers: int = 0,
+        poker: bool = False,
     ) -> None:
         self.lab, self.program, self.watch, self.model = lab, program, watch, model
         self.spots: Sequence[Spot] = program.spots
         self.patcher_cpu = len(lab.vcpus) - 1
-        self.idle = len(lab.tasks)  # the patcher's CPU, when it executes guest code: in an NMI
+        self.idle = len(lab.tasks)  # what the patcher's CPU runs: the poker, or NMIs alone
         self.cpu_of = [*placed, self.patcher_cpu]
         self.results: list[int] | None = None
+        """RBX of each task at its end, when never patched; None while that is found out."""
         self.on_instruction: Callable[[int, int, bytes | None], None] | None = None
+        """Told of every instruction: task, ip, and the bytes seen if they are being patched."""
+        self.shim = Shim(lab, program)
+        self._has_poker = poker
         self._points = Points(lab.image.address("lab_task_done"), lab.image.address("die_int3"))
         self._spot_at = {
             spot.address + offset: (index, offset)
@@ -137,13 +86,10 @@ class World:
         }
         self._behind = {spot.address + spot.size: index for index, spot in enumerate(self.spots)}
         self._visible = {
-            *self._spot_at, *self._behind, *watch.callbacks,
+            *self._spot_at, *self._behind, *watch.callbacks, *self.shim.calls,
             self._points.task_done, self._points.unclaimed,
         }  # fmt: skip
-        self._lengths: dict[int, int] = {}
-        self._loaded: list[bytes] = [b""] * len(lab.vcpus)
-        self._translated: list[list[bytes | None]] = [[None] * len(self.spots) for _ in lab.vcpus]
-        self._dropped = 0
+        self._cores = Cores(lab, self.spots, self._visible)
         self._data = lab.data
         self._set(self._first_state(nmis, timers))
 
@@ -152,7 +98,8 @@ class World:
         first: dict[int, int] = {}
         for task, cpu in enumerate(self.cpu_of):
             first.setdefault(cpu, task)
-        tasks = (*(Task(r) for r in self.lab.tasks), Task(self.lab.idle, done=True))
+        idle = Task(self.lab.idle, done=not self._has_poker)
+        tasks = (*(Task(registers) for registers in self.lab.tasks), idle)
         cpus = tuple(Cpu(first.get(n, self.idle), text) for n in range(len(self.lab.vcpus)))
         for spot, bytes_ in zip(self.spots, text, strict=True):
             self.lab.write_text(spot.physical, bytes_)
@@ -187,12 +134,14 @@ class World:
     @property
     def begun(self) -> bool:
         """Whether the protocol has done anything."""
+        if self._has_poker:
+            return self.tasks[self.idle].registers != self.lab.idle
         return bool(self.done or self.read)
 
     @property
     def ended(self) -> bool:
         """Whether it has done everything."""
-        return self._operation() is None
+        return self._operation() is None and self.tasks[self.idle].done
 
     def _operation(self) -> Operation | None:
         operations = self.program.operations(self.read)
@@ -227,6 +176,8 @@ class World:
     def _may_run(self, number: int, task: Task) -> bool:
         if (task.done and not task.frames) or task.yielded:
             return False
+        if (asked := _asked(task)) and not operations.possible(self, asked[0]):
+            return False
         cpu = self.cpus[self.cpu_of[number]]
         if cpu.task == number:
             return not cpu.parked or NMI in task.frames
@@ -254,16 +205,7 @@ class World:
         return len(views(cpu.seen[where[0]], cpu.pending, where[0]))
 
     def _may_patch(self, operation: Operation) -> bool:
-        if self.tasks[self.idle].frames:
-            return False
-        match operation:
-            case op.WaitForAcks():
-                return not any(cpu.owes_ack for cpu in self.cpus)
-            case op.Stopped():
-                return all(cpu.parked for cpu in self.cpus[: self.patcher_cpu])
-            case op.Until(address, value):
-                return self.lab.read_word(address) == value % (1 << 64)
-        return True
+        return not self.tasks[self.idle].frames and operations.possible(self, operation)
 
     # --- doing it ---
 
@@ -282,7 +224,7 @@ class World:
                 self._patch()
                 self._wake(None)
             case Kind.ACK:
-                self._sync(who)
+                self.sync(who)
             case Kind.PARK:
                 self.cpus[who] = self.cpus[who]._replace(parked=True)
             case Kind.NMI:
@@ -298,7 +240,8 @@ class World:
             if task.yielded and number != mover:
                 self.tasks[number] = task._replace(yielded=False)
 
-    def _sync(self, number: int) -> None:
+    def sync(self, number: int) -> None:
+        """A CPU drops what it took from the old text, and owes no answer any more."""
         self.cpus[number] = self.cpus[number]._replace(
             seen=tuple(self.text), pending=(), owes_ack=False, syncs_on_resume=False
         )
@@ -311,6 +254,9 @@ class World:
         cpu = self.cpu_of[number]
         if self.cpus[cpu].task != number:
             self.cpus[cpu] = self.cpus[cpu]._replace(task=number)
+        if asked := _asked(self.tasks[number]):
+            self._go_on_in_shim(number, cpu, asked)
+            return
         rip = _rip(self.tasks[number].registers)
         where = self._spot_at.get(rip)
         if where is not None:
@@ -328,6 +274,14 @@ class World:
         if exit_ is not None:
             self._after(number, cpu, exit_)
         self._note(number, cpu)
+        self._data = self.lab.data
+
+    def _go_on_in_shim(self, number: int, cpu: int, asked: tuple[Operation, ...]) -> None:
+        """The next operation of a call into the shim."""
+        task = self.tasks[number]
+        left = ((len(task.frames), asked[1:]),) if asked[1:] else ()
+        self.tasks[number] = task._replace(queue=task.queue[:-1] + left)
+        operations.perform(self, asked[0], cpu)
         self._data = self.lab.data
 
     def run_alone(self, number: int) -> None:
@@ -351,6 +305,9 @@ class World:
             argument = Registers.get(task.registers, Reg.RSI)
             calls = self.watch.tell(cpu, task.calls, rip, site, argument, NMI in task.frames)
             self.tasks[number] = task._replace(calls=calls, told=task.told + 1)
+        elif rip in self.shim.calls:
+            asked = self.shim.operations(rip, task.registers)
+            self.tasks[number] = task._replace(queue=(*task.queue, (len(task.frames), asked)))
         elif rip in self._behind and task.calls and task.calls[-1].site == self._behind[rip]:
             self.watch.end(cpu, task.calls[-1])
             self.tasks[number] = task._replace(calls=task.calls[:-1])
@@ -373,71 +330,24 @@ class World:
             if calls and calls[-1].site == spot and not calls[-1].told:
                 calls = calls[:-1]  # it comes again, as after an int3 that changes nothing
             self.tasks[number] = task._replace(calls=(*calls, self.watch.begin(spot, ended)))
-        return self._execute_seen(number, cpu, spot, seen)
-
-    def _execute_seen(self, number: int, cpu: int, spot: int, seen: bytes) -> Exit | None:
-        where = self.spots[spot]
-        if self._translated[cpu][spot] != seen:
-            self.lab.vcpus[cpu].drop_text(where.address, where.address + where.size)
-            self._translated[cpu][spot] = seen
-            self._flush_now_and_then()
-        differs = seen != self.text[spot]
-        if differs:
-            self.lab.write_text(where.physical, seen)
-        try:
-            return self._step(number, cpu, 1)
-        finally:
-            if differs:
-                self.lab.write_text(where.physical, self.text[spot])
-
-    def _flush_now_and_then(self) -> None:
-        self._dropped += 1
-        if self._dropped >= _FLUSH_AFTER:
-            self._dropped = 0
-            for vcpu in self.lab.vcpus:
-                vcpu.flush_text()
+        exit_, registers = self._cores.step_seen(cpu, task.registers, spot, seen, self.text[spot])
+        self.tasks[number] = self.tasks[number]._replace(registers=registers)
+        return exit_
 
     def _advance(self, number: int, cpu: int, rip: int) -> Exit | None:
         """Execute the instruction at ``rip`` and the quiet ones that follow it in a row."""
         insn = self.lab.decode(rip)
         if self.on_instruction is not None:
             self.on_instruction(number, rip, None)
-        exit_ = self._step(number, cpu, self._length(rip))
+        count = self._cores.length(rip) if self.on_instruction is None else 1
+        exit_, registers = self._cores.step(cpu, self.tasks[number].registers, count)
+        self.tasks[number] = self.tasks[number]._replace(registers=registers)
         if insn.text.startswith("iret"):
             self._after_iret(number, cpu)
         elif insn.text == "pause":
             self.tasks[number] = self.tasks[number]._replace(yielded=True)
         elif not insn.quiet and _serializes(insn.text, self.model.serializing):
             self._sync_own(cpu)
-        return exit_
-
-    def _length(self, rip: int) -> int:
-        found = self._lengths.get(rip)
-        if found is None:
-            found = self._lengths[rip] = self._measure(rip)
-        return 1 if self.on_instruction is not None else found
-
-    def _measure(self, rip: int) -> int:
-        insn = self.lab.decode(rip)
-        count = 1
-        while not insn.branches and insn.text != "pause":
-            rip += insn.size
-            if rip in self._visible:
-                break
-            insn = self.lab.decode(rip)
-            if not insn.quiet:
-                break
-            count += 1
-        return count
-
-    def _step(self, number: int, cpu: int, count: int) -> Exit | None:
-        vcpu = self.lab.vcpus[cpu]
-        task = self.tasks[number]
-        if self._loaded[cpu] != task.registers:
-            vcpu.registers = task.registers
-        exit_ = vcpu.advance(count)
-        registers = self._loaded[cpu] = vcpu.registers
-        self.tasks[number] = task._replace(registers=registers)
         return exit_
 
     def _after(self, number: int, cpu: int, exit_: Exit) -> None:
@@ -453,15 +363,12 @@ class World:
         """Enter the handler of ``vector`` on the task that is on ``cpu``."""
         self._data = _UNKNOWN
         number = self.cpus[cpu].task
-        vcpu, task = self.lab.vcpus[cpu], self.tasks[number]
-        if self._loaded[cpu] != task.registers:
-            vcpu.registers = task.registers
+        task = self.tasks[number]
         try:
-            deliver(vcpu, vector)
+            registers = self._cores.interrupt(cpu, task.registers, vector)
         except DeliveryError as error:
             rip = _rip(task.registers)
             raise Found(Finding(FindingClass.GUEST_FAULT, str(error), cpu, rip)) from None
-        registers = self._loaded[cpu] = vcpu.registers
         self.tasks[number] = task._replace(
             registers=registers, frames=(*task.frames, vector), yielded=False
         )
@@ -497,6 +404,8 @@ class World:
         self.tasks[number] = task._replace(done=True)
         if self.results is None:
             return
+        if number == self.idle:
+            return
         result = Registers.get(task.registers, Reg.RBX)
         if result != self.results[number]:
             what = f"task {number} ends with {result:#x}, not {self.results[number]:#x}"
@@ -505,85 +414,19 @@ class World:
 
     # --- the patcher ---
 
+    # --- the patcher ---
+
     def _patch(self) -> None:
         """Do the protocol's next operation."""
         operation = self._operation()
+        assert operation is not None
         self.done += 1
-        match operation:
-            case op.StoreText(piece):
-                self._store_text(piece)
-            case op.Compare(spot, offset, old, skip):
-                if self.text[spot][offset : offset + len(old)] != old:
-                    self.done += skip
-            case op.Write(address, data):
-                self._write(address, data)
-            case op.Add(address, value):
-                self._write(address, word(self.lab.read_word(address) + value))
-            case op.Load(address):
-                self.read = (*self.read, self.lab.read_word(address))
-                self.done = 0
-            case op.Send(cpus):
-                self._send(range(len(self.cpus)) if cpus is None else cpus)
-            case op.Stop():
-                self.stopping = True
-            case op.Stopped(look):
-                self._stopped(look)
-            case op.Resume():
-                self._resume()
-            case op.Free(begin, end):
-                self.freed = (*self.freed, (begin, end))
+        operations.perform(self, operation, self.patcher_cpu)
 
-    def _write(self, address: int, data: bytes) -> None:
+    def write_data(self, address: int, data: bytes) -> None:
+        """A store to guest data that no guest code makes."""
         self.lab.write_data(address, data)
         self._data = self.lab.data
-
-    def _store_text(self, piece: Piece) -> None:
-        spot = piece.spot
-        self.text[spot] = apply(self.text[spot], piece)
-        self.lab.write_text(self.spots[spot].physical, self.text[spot])
-        for number, cpu in enumerate(self.cpus):
-            if self.model.text is Text.COHERENT:
-                self.cpus[number] = cpu._replace(seen=tuple(self.text))
-            elif self.model.text is Text.RELAXED:
-                self.cpus[number] = cpu._replace(pending=(*cpu.pending, piece))
-
-    def _send(self, numbers: Sequence[int]) -> None:
-        for number in numbers:
-            cpu = self.cpus[number]
-            if number == self.patcher_cpu:
-                self._sync_own(number)
-            elif cpu.parked:
-                self.cpus[number] = cpu._replace(syncs_on_resume=True)
-            else:
-                self.cpus[number] = cpu._replace(owes_ack=True)
-
-    def _stopped(self, look: bool) -> None:
-        self.stopping = False
-        if look and self._somebody_inside():
-            self._resume()
-            self.done -= 2  # stop again
-
-    def _somebody_inside(self) -> bool:
-        """Whether an ip, a saved ip or a return address is behind the first byte of a spot."""
-        inside = {a for a, (_, offset) in self._spot_at.items() if offset}
-        for number, task in enumerate(self.tasks):
-            if _rip(task.registers) in inside:
-                return True
-            if any(value in inside for value in self._stack_words(number, task)):
-                return True
-        return False
-
-    def _stack_words(self, number: int, task: Task) -> Iterator[int]:
-        rsp = Registers.get(task.registers, Reg.RSP)
-        for address in range(rsp, self.lab.stack_top(number), 8):
-            if self.lab.start <= address < self.lab.end:
-                yield self.lab.read_word(address)
-
-    def _resume(self) -> None:
-        for number, cpu in enumerate(self.cpus):
-            if cpu.syncs_on_resume:
-                self._sync(number)
-            self.cpus[number] = self.cpus[number]._replace(parked=False)
 
     # --- the end ---
 
@@ -615,6 +458,13 @@ class World:
         if operation is not None:
             waiting.append(f"the patcher at {type(operation).__name__} (step {operation.step + 1})")
         return "nobody can go on: " + "; ".join(waiting)
+
+
+def _asked(task: Task) -> tuple[Operation, ...]:
+    """What is left of the call into the shim that the task is in, if no interrupt is above it."""
+    if task.queue and task.queue[-1][0] == len(task.frames):
+        return task.queue[-1][1]
+    return ()
 
 
 def _rip(registers: bytes) -> int:

@@ -125,6 +125,48 @@ ENTRY ftrace_stub
         ret
 END ftrace_stub
 
+# --- the shim: what a guest that patches by itself calls ---
+#
+# The machine does these (dynftrace_emu/explore/shim.py), step by step, when a CPU executes their first
+# instruction; then they return.
+
+# text_poke(address rdi, bytes rsi, count rdx): store to text, as through Linux's alias mapping.
+ENTRY text_poke
+        nop
+        ret
+END text_poke
+
+# text_poke_sync(): on_each_cpu(do_sync_core, NULL, 1): every CPU syncs, and this one waits for all.
+ENTRY text_poke_sync
+        nop
+        ret
+END text_poke_sync
+
+# mutex_lock(u64 *rdi), mutex_unlock(u64 *rdi)
+ENTRY mutex_lock
+        mov eax, 1
+        xchg [rdi], rax
+        test rax, rax
+        jz .Llocked
+        pause
+        jmp mutex_lock
+.Llocked:
+        ret
+END mutex_lock
+
+ENTRY mutex_unlock
+        mov qword ptr [rdi], 0
+        ret
+END mutex_unlock
+
+# lab_poker: the patcher's CPU, where guest code patches:  r13(changes rdi, count rsi).
+ENTRY lab_poker
+        lea rdi, [rip + lab_changes]
+        mov rsi, [rip + lab_nr_changes]
+        call r13
+        jmp lab_task_done
+END lab_poker
+
 # --- interrupts ---
 
 # #BP, an interrupt gate. The frame is copied down five words, so that there is room to emulate a call
@@ -235,6 +277,10 @@ poke_count:
         .quad 0
 poke_vector:                            # site, what it stands for, target
         .skip LAB_VECTOR * 0x18
+lab_nr_changes:
+        .quad 0
+lab_changes:                            # struct poke_change: site, old, new, kind of new, its target
+        .skip LAB_VECTOR * 0x28
 lab_areas:
         .skip LAB_CPUS * 0x40
 lab_stacks:
