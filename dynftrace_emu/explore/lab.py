@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import capstone
 from capstone import x86 as cs_x86
 
+from dynftrace_emu.errors import OptionError
 from dynftrace_emu.kernel.boot import enter_long_mode
 from dynftrace_emu.kernel.image import KernelImage, firmware_path
 from dynftrace_emu.machine.descriptors import (
@@ -29,6 +30,8 @@ from dynftrace_emu.machine.vcpu import REGISTER_FILE, Reg, VCpu
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from dynftrace_emu.explore.guest_code import GuestCode
+
 __all__ = ["BREAKPOINT", "NMI", "TIMER", "Instruction", "Lab", "LabImage", "Registers", "TaskSpec"]
 
 NMI, BREAKPOINT, TIMER = 2, 3, 0x20
@@ -37,7 +40,8 @@ _NMI_IST = 1
 _RAM = 4 << 20
 _DESCRIPTORS = 0xFFFF_FE00_0000_0000
 _AREA_SIZE = 0x40
-_STACK_SIZE = 384
+_PLACES = 9
+_STACK_SIZE = 512
 _RFLAGS = 1 << 9 | 1 << 1  # IF, and the bit that is always set
 _BRANCHES = (capstone.CS_GRP_JUMP, capstone.CS_GRP_CALL, capstone.CS_GRP_RET, capstone.CS_GRP_IRET)
 _OWN_STACK = (cs_x86.X86_REG_RSP, cs_x86.X86_REG_RBP)
@@ -90,15 +94,20 @@ class LabImage:
 
     :param defines: which variants of its code (``LAB_NMI_TRACES``, ...).
     :param pad: bytes in front of ``work``, which begins a page otherwise.
+    :param guest: what is linked in.
+    :raises ImageError: the guest code was linked against another lab.
     """
 
     defines: tuple[str, ...] = ()
     pad: int = 0
+    guest: GuestCode | None = None
 
     @cached_property
     def image(self) -> KernelImage:
         """:raises AssemblyError: it does not assemble."""
-        return _assemble(self.defines, self.pad)
+        if self.guest is None:
+            return _assemble(self.defines, self.pad)
+        return self.guest.link_into(_assemble((*self.defines, "LAB_GUEST"), self.pad))
 
 
 @lru_cache(maxsize=64)
@@ -116,9 +125,17 @@ class Lab:
 
     :param tasks: the first of each CPU is on it, the others are switched out.
     :param nr_cpus: the last one is the patcher's.
+    :param poker: the guest function that patches, if one does.
+    :raises OptionError: there are more tasks or CPUs than the lab has room for.
     """
 
-    def __init__(self, image: KernelImage, nr_cpus: int, tasks: Iterable[TaskSpec]) -> None:
+    def __init__(
+        self,
+        image: KernelImage,
+        nr_cpus: int,
+        tasks: Iterable[TaskSpec],
+        poker: str | None = None,
+    ) -> None:
         self.image = image
         self.memory = GuestMemory(_RAM)
         for segment in image.segments:
@@ -127,15 +144,19 @@ class Lab:
                 writable=segment.writable, executable=segment.executable,
             )  # fmt: skip
             self.memory.write(segment.address, segment.data)
+        tasks = tuple(tasks)
+        places = max(nr_cpus, len(tasks) + 1)
+        if places > _PLACES:
+            raise OptionError(f"{places - 1} CPUs or tasks: the lab has room for {_PLACES - 1}")
         self.start = image.address("lab_data")
-        self.end = image.address("lab_idt")
+        self.end = image.address("lab_stacks") + places * 2 * _STACK_SIZE
         self._ram = self.memory.ram_view
         self._at = self._physical(self.start)
         self._size = self.end - self.start
         self._set_up_idt()
         self.vcpus = [self._vcpu(cpu) for cpu in range(nr_cpus)]
         self.tasks = [self._first_registers(n, task) for n, task in enumerate(tasks)]
-        self.idle = self._idle_registers(nr_cpus - 1)
+        self.idle = self._idle_registers(poker)
         self._decoded: dict[int, Instruction] = {}
 
     # --- memory ---
@@ -209,10 +230,10 @@ class Lab:
 
     def stack_top(self, task: int) -> int:
         """Where a task's stack begins: its highest address."""
-        return self.image.address("lab_stacks") + (task + 1) * _STACK_SIZE
+        return self.image.address("lab_stacks") + (2 * task + 1) * _STACK_SIZE
 
     def _nmi_stack_top(self, cpu: int) -> int:
-        return self.image.address("lab_nmi_stacks") + (cpu + 1) * _STACK_SIZE
+        return self.image.address("lab_stacks") + (2 * cpu + 2) * _STACK_SIZE
 
     def _set_up_idt(self) -> None:
         self._idt = self.image.address("lab_idt")
@@ -252,11 +273,15 @@ class Lab:
             }
         )
 
-    def _idle_registers(self, cpu: int) -> bytes:
-        """The patcher's CPU: what it executes itself is the protocol; NMIs come to it, too."""
-        top = self.image.address("lab_stacks") + 4 * _STACK_SIZE
+    def _idle_registers(self, poker: str | None) -> bytes:
+        """The patcher's CPU: it runs the poker, or nothing but the NMIs that come to it."""
         return Registers.make(
-            {Reg.RIP: self.image.address("lab_task_done"), Reg.RSP: top, Reg.RFLAGS: _RFLAGS}
+            {
+                Reg.RIP: self.image.address("lab_poker" if poker else "lab_task_done"),
+                Reg.RSP: self.stack_top(len(self.tasks)),
+                Reg.RFLAGS: _RFLAGS,
+                Reg.R13: self.image.address(poker) if poker else 0,
+            }
         )
 
 

@@ -51,15 +51,18 @@ class Poke:
         """
         rows = change.new if emulate == "new" else change.old
         for index, (site, row) in enumerate(zip(change.sites.tolist(), rows, strict=True)):
-            code = row.tobytes()
-            kind, target = _NOP, 0
-            if code[0] == _CALL_OPCODE:
-                kind = _CALL
-                target = site + 5 + int.from_bytes(code[1:5], "little", signed=True)
+            kind, target = self.meaning(site, row.tobytes())
             entry = word(site) + word(kind) + word(target)
             at = self.address("poke_vector") + _ENTRY * index
             yield WriteData(at, entry, f"poke_vector[{index}] = {self.image.symbolize(site)}")
         yield self.set_word("poke_count", len(change.sites))
+
+    @staticmethod
+    def meaning(site: int, code: bytes) -> tuple[int, int]:
+        """What the five bytes of a site stand for: a kind, and the target of a call."""
+        if code[0] != _CALL_OPCODE:
+            return _NOP, 0
+        return _CALL, site + 5 + int.from_bytes(code[1:5], "little", signed=True)
 
     def get(self) -> Step:
         """Take the patcher's reference: from here on the handler finds the vector."""

@@ -76,6 +76,11 @@ def live_unsynced(change: TextChange, _poke: Poke) -> Iterator[Step]:
     yield _whole(change)
 
 
+def none(_change: TextChange, _poke: Poke) -> Iterator[Step]:
+    """Nothing: guest code patches, or nobody does."""
+    return iter(())
+
+
 def _whole(change: TextChange) -> Store:
     differs = (change.old != change.new).any(axis=0)
     width = 2 if not differs[2:].any() else change.old.shape[1]
@@ -90,6 +95,7 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
         "breakpoint": breakpoint_protocol,
         "live": live,
         "live-unsynced": live_unsynced,
+        "none": none,
     }
 )
 """By the name that ``--protocol`` takes."""

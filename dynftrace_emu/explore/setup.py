@@ -6,6 +6,7 @@ A :class:`Setup` names everything by symbols and words; :func:`build` makes a
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -13,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dynftrace_emu.errors import ImageError, OptionError
+from dynftrace_emu.explore.guest_code import POKER, GuestCode
 from dynftrace_emu.explore.lab import Lab, LabImage, Registers, TaskSpec
 from dynftrace_emu.explore.model import Bounds, Model, Text
 from dynftrace_emu.explore.poke import Poke, word
 from dynftrace_emu.explore.program import Program
+from dynftrace_emu.explore.protocols import none
 from dynftrace_emu.explore.text import Spot
 from dynftrace_emu.explore.watch import Ops, Site, Watch
 from dynftrace_emu.explore.world import World
@@ -70,6 +73,7 @@ class Setup:
     :param pad: bytes in front of ``work``, which begins a page otherwise; its site is 4 bytes in.
     :param words: guest variables set at first: a number, or a symbol whose address it is.
     :param nmi_rule: nothing may be traced in an NMI (S12).
+    :param guest: guest code whose ``poker`` is the patcher; then ``protocol`` is ``none``.
     """
 
     name: str = "site"
@@ -83,6 +87,7 @@ class Setup:
     model: Model = field(default_factory=Model)
     bounds: Bounds = field(default_factory=Bounds)
     nmi_rule: bool = True
+    guest: GuestCode | None = None
 
     @property
     def nr_cpus(self) -> int:
@@ -124,7 +129,7 @@ def build(setup: Setup, protocol: Protocol) -> World:
     :raises OptionError: the setup does not fit together.
     """
     world = _assemble(setup, protocol)
-    world.results = _results(_assemble(_never_patched(setup), _nothing))
+    world.results = _results(_assemble(_never_patched(setup), none, never=True))
     return world
 
 
@@ -136,13 +141,10 @@ def _never_patched(setup: Setup) -> Setup:
     )
 
 
-def _nothing(_change: TextChange, _poke: Poke) -> Iterator[Step]:
-    return iter(())
-
-
-def _assemble(setup: Setup, protocol: Protocol) -> World:
-    image = LabImage(setup.defines, setup.pad).image
-    lab = Lab(image, setup.nr_cpus + 1, setup.tasks)
+def _assemble(setup: Setup, protocol: Protocol, *, never: bool = False) -> World:
+    image = LabImage(setup.defines, setup.pad, setup.guest).image
+    poker = POKER if setup.guest is not None and not never else None
+    lab = Lab(image, setup.nr_cpus + 1, setup.tasks, poker)
     for symbol, value in setup.words:
         number = image.address(value) if isinstance(value, str) else value
         lab.write_data(image.address(symbol), word(number))
@@ -156,17 +158,31 @@ def _assemble(setup: Setup, protocol: Protocol) -> World:
     ops = [_ops(spec, image) for spec in setup.ops]
     watch = Watch(image, spots, sites, ops, nmi_rule=setup.nmi_rule)
     poke = Poke(image)
+    if poker:
+        _write_changes(lab, poke, change)
 
     def make() -> Iterator[Step]:
         return protocol(change, poke)
 
     program = Program(setup.protocol, make, spots, setup.model.chunk, (lab.start, lab.end))
-    watch.int3 = program.stores_int3
+    watch.int3 = program.stores_int3 or poker is not None
     return World(
         lab, program, watch, setup.model,
         placed=[task.cpu for task in setup.tasks],
-        nmis=setup.bounds.nmis, timers=setup.bounds.timers,
+        nmis=setup.bounds.nmis, timers=setup.bounds.timers, poker=poker is not None,
     )  # fmt: skip
+
+
+def _write_changes(lab: Lab, poke: Poke, change: TextChange) -> None:
+    """What the poker is asked for: ``struct poke_change`` of ``firmware/explore/lab.h``."""
+    address = lab.image.address("lab_changes")
+    for site, old, new in zip(change.sites.tolist(), change.old, change.new, strict=True):
+        kind, target = poke.meaning(site, new.tobytes())
+        entry = [word(site), bytes(old).ljust(8, b"\0"), bytes(new).ljust(8, b"\0"), word(kind)]
+        entry.append(word(target))
+        lab.write_data(address, b"".join(entry))
+        address += sum(map(len, entry))
+    lab.write_data(lab.image.address("lab_nr_changes"), word(len(change.sites)))
 
 
 def _site(spec: SiteSpec, image: KernelImage) -> Site:
@@ -202,6 +218,8 @@ def to_json(setup: Setup) -> dict[str, Any]:
 def _plain(value: object) -> object:
     if isinstance(value, (Text, Park)):
         return value.value
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
     return sorted(value) if isinstance(value, frozenset) else value
 
 
@@ -232,7 +250,21 @@ def from_json(document: dict[str, Any]) -> Setup:
                 "words": tuple((symbol, value) for symbol, value in fields["words"]),
                 "model": Model(**model),
                 "bounds": Bounds(**fields["bounds"]),
+                "guest": _guest(fields["guest"]),
             }
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ImageError(f"not a setup: {type(error).__name__}: {error}") from None
+
+
+def _guest(fields: dict[str, Any] | None) -> GuestCode | None:
+    if fields is None:
+        return None
+    return GuestCode(
+        **{
+            **fields,
+            "text": base64.b64decode(fields["text"]),
+            "data": base64.b64decode(fields["data"]),
+            "symbols": tuple((name, at, size) for name, at, size in fields["symbols"]),
+        }
+    )

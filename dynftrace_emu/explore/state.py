@@ -40,7 +40,7 @@ class Task(NamedTuple):
     registers: bytes
     frames: tuple[int, ...] = ()
     done: bool = False
-    yielded: bool = False  # it executed pause, and nobody else has got on since
+    pauses: int = 0  # since others last changed anything
     calls: tuple[Call, ...] = ()
     told: int = 0
     queue: tuple[tuple[int, tuple[Operation, ...]], ...] = ()

@@ -38,6 +38,8 @@ __all__ = ["Action", "Kind", "State", "World"]
 _UNKNOWN = b""
 """What is known of guest data while it changes; a finding may leave it so."""
 _MAX_QUIET_RUNS = 64
+_PAUSES = 2
+"""Who has paused so often while others changed nothing has seen all there is: it waits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +176,7 @@ class World:
         return found
 
     def _may_run(self, number: int, task: Task) -> bool:
-        if (task.done and not task.frames) or task.yielded:
+        if (task.done and not task.frames) or task.pauses >= _PAUSES:
             return False
         if (asked := _asked(task)) and not operations.possible(self, asked[0]):
             return False
@@ -217,8 +219,9 @@ class World:
         kind, who, view = action
         match kind:
             case Kind.RUN:
+                before = self._data
                 self._run(who, view)
-                if not self.tasks[who].yielded:
+                if self._data != before:
                     self._wake(who)
             case Kind.PATCH:
                 self._patch()
@@ -236,9 +239,10 @@ class World:
                 self._interrupt(who, TIMER)
 
     def _wake(self, mover: int | None) -> None:
+        """Something has changed that who waits may be waiting for."""
         for number, task in enumerate(self.tasks):
-            if task.yielded and number != mover:
-                self.tasks[number] = task._replace(yielded=False)
+            if task.pauses and number != mover:
+                self.tasks[number] = task._replace(pauses=0)
 
     def sync(self, number: int) -> None:
         """A CPU drops what it took from the old text, and owes no answer any more."""
@@ -345,7 +349,8 @@ class World:
         if insn.text.startswith("iret"):
             self._after_iret(number, cpu)
         elif insn.text == "pause":
-            self.tasks[number] = self.tasks[number]._replace(yielded=True)
+            task = self.tasks[number]
+            self.tasks[number] = task._replace(pauses=task.pauses + 1)
         elif not insn.quiet and _serializes(insn.text, self.model.serializing):
             self._sync_own(cpu)
         return exit_
@@ -370,7 +375,7 @@ class World:
             rip = _rip(task.registers)
             raise Found(Finding(FindingClass.GUEST_FAULT, str(error), cpu, rip)) from None
         self.tasks[number] = task._replace(
-            registers=registers, frames=(*task.frames, vector), yielded=False
+            registers=registers, frames=(*task.frames, vector), pauses=0
         )
         self._data = self.lab.data
 

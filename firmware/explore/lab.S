@@ -7,12 +7,48 @@
 
 .include "linkage.inc"
 
-.set LAB_TASKS, 4
-.set LAB_CPUS, 4
-.set LAB_STACK, 384
+.set LAB_PLACES, 9                      # CPUs, and tasks with the poker
+.set LAB_STACK, 512
 .set LAB_CALL, 1                        # what an entry of the vector stands for
 .set LAB_NOP, 2
 .set LAB_VECTOR, 4
+.set LAB_GUEST_DATA, 1024
+
+.macro SAVE_ALL
+        push rdi
+        push rsi
+        push rdx
+        push rcx
+        push rax
+        push r8
+        push r9
+        push r10
+        push r11
+        push rbx
+        push rbp
+        push r12
+        push r13
+        push r14
+        push r15
+.endm
+
+.macro RESTORE_ALL
+        pop r15
+        pop r14
+        pop r13
+        pop r12
+        pop rbp
+        pop rbx
+        pop r11
+        pop r10
+        pop r9
+        pop r8
+        pop rax
+        pop rcx
+        pop rdx
+        pop rsi
+        pop rdi
+.endm
 
 # In a CPU's area, at GS.
 .set CPU_EVENTS, 0x08                   # events written on this CPU
@@ -172,6 +208,20 @@ END lab_poker
 # #BP, an interrupt gate. The frame is copied down five words, so that there is room to emulate a call
 # on the interrupted stack (arch/x86/entry: create_gap).
 ENTRY int3
+.ifdef LAB_GUEST
+        push qword ptr [rsp + 0x20]
+        push qword ptr [rsp + 0x20]
+        push qword ptr [rsp + 0x20]
+        push qword ptr [rsp + 0x20]
+        push qword ptr [rsp + 0x20]
+        SAVE_ALL                        # struct pt_regs
+        mov rdi, rsp
+        call qword ptr [rip + lab_int3_handler]
+        test eax, eax
+        jz die_int3
+        RESTORE_ALL
+        iretq
+.else
         push qword ptr [rsp + 0x20]
         push qword ptr [rsp + 0x20]
         push qword ptr [rsp + 0x20]
@@ -233,6 +283,7 @@ ENTRY int3
         lock dec qword ptr [rip + poke_refs]
 .endif
 .Lunclaimed:
+.endif
 die_int3:
         hlt
         jmp die_int3
@@ -266,6 +317,8 @@ END timer_interrupt
 
 .data
         .p2align 3
+lab_idt:
+        .skip 0x40 * 16
 lab_data:
 ftrace_func:
         .quad tracer_a
@@ -281,11 +334,14 @@ lab_nr_changes:
         .quad 0
 lab_changes:                            # struct poke_change: site, old, new, kind of new, its target
         .skip LAB_VECTOR * 0x28
+lab_int3_handler:
+        .quad 0
+lab_guest_data:                         # of guest code that was linked in
+.ifdef LAB_GUEST
+        .skip LAB_GUEST_DATA
+.endif
+        .p2align 3
 lab_areas:
-        .skip LAB_CPUS * 0x40
-lab_stacks:
-        .skip LAB_TASKS * LAB_STACK
-lab_nmi_stacks:
-        .skip LAB_CPUS * LAB_STACK
-lab_idt:
-        .skip 0x40 * 16
+        .skip LAB_PLACES * 0x40
+lab_stacks:                             # of a task, of a CPU's NMIs, of the next task, ...
+        .skip LAB_PLACES * LAB_STACK * 2
