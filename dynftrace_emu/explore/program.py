@@ -286,10 +286,18 @@ class Program:
         return pieces(spot, self.spots[spot].address, offset, data, self.chunk)
 
     def _spot(self, address: int, size: int, number: int) -> int:
+        spot = self.find_spot(address, size)
+        if spot is None:
+            what = f"a store of {size} bytes at {address:#x} is outside every site"
+            raise self._error(number, what)
+        return spot
+
+    def find_spot(self, address: int, size: int) -> int | None:
+        """The spot that holds all of ``size`` bytes at ``address``."""
         for index, spot in enumerate(self.spots):
             if spot.address <= address and address + size <= spot.address + spot.size:
                 return index
-        raise self._error(number, f"a store of {size} bytes at {address:#x} is outside every site")
+        return None
 
     def _in_data(self, address: int, size: int, number: int) -> None:
         begin, end = self.data

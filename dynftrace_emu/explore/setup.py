@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dynftrace_emu.errors import ImageError, OptionError
-from dynftrace_emu.explore.guest_code import POKER, GuestCode
+from dynftrace_emu.explore.guest_code import POKER, GuestCode, compile_guest
 from dynftrace_emu.explore.lab import Lab, LabImage, Registers, TaskSpec
 from dynftrace_emu.explore.model import Bounds, Model, Text
 from dynftrace_emu.explore.poke import Poke, word
@@ -30,11 +30,12 @@ from dynftrace_emu.machine.vcpu import Reg
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from dynftrace_emu.explore.steps import Protocol, Step
     from dynftrace_emu.kernel.image import KernelImage
 
-__all__ = ["OpsSpec", "Setup", "SiteSpec", "build", "encode", "from_json", "to_json"]
+__all__ = ["OpsSpec", "Setup", "SiteSpec", "build", "encode", "from_json", "to_json", "with_guest"]
 
 _FIXED = {
     "nops": bytes([0x90] * 5),  # five instructions
@@ -131,6 +132,15 @@ def build(setup: Setup, protocol: Protocol) -> World:
     world = _assemble(setup, protocol)
     world.results = _results(_assemble(_never_patched(setup), none, never=True))
     return world
+
+
+def with_guest(setup: Setup, path: Path) -> Setup:
+    """The setup with the guest code of a file as the patcher, linked against its lab.
+
+    :raises DynftraceError: as :func:`~.guest_code.compile_guest`.
+    """
+    lab = LabImage((*setup.defines, "LAB_GUEST"), setup.pad).image
+    return dataclasses.replace(setup, protocol="none", guest=compile_guest(path, lab))
 
 
 def _never_patched(setup: Setup) -> Setup:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dynftrace_emu.errors import ProtocolError
 from dynftrace_emu.explore.findings import Finding, FindingClass, Found
 from dynftrace_emu.explore.lab import Lab, Registers
 from dynftrace_emu.explore.program import Operation, Program, Send, StoreText, WaitForAcks
@@ -50,15 +49,12 @@ class Shim:
             Registers.get(registers, register) for register in (Reg.RDI, Reg.RSI, Reg.RDX)
         )
         data = self._lab.memory.read(source, count) if 0 < count <= _MAX_POKE else None
-        try:
-            if data is None:
-                raise ProtocolError(f"{count} bytes at {source:#x} cannot be read")
-            stores = self._program.stores(address, data, None, 0)
-        except ProtocolError as error:
+        if data is None or self._program.find_spot(address, count) is None:
+            why = "outside every site" if data is not None else "from where nothing is"
+            what = f"text_poke({address:#x}, {source:#x}, {count}) {why}"
             rip = Registers.get(registers, Reg.RIP)
-            raise Found(
-                Finding(FindingClass.GUEST_FAULT, f"text_poke: {error}", None, rip)
-            ) from None
+            raise Found(Finding(FindingClass.GUEST_FAULT, what, None, rip))
+        stores = self._program.stores(address, data, None, 0)
         return tuple(StoreText(piece, 0) for piece in stores)
 
     @staticmethod

@@ -45,9 +45,13 @@ class Site:
 
 
 class Call(NamedTuple):
-    """A call in progress: its site, and whom it must, may and has been told to."""
+    """A call in progress: its site, and whom it must, may and has been told to.
+
+    ``depth``: the interrupt frames it is in; who is interrupted in it may be called by the handler.
+    """
 
     site: int
+    depth: int
     must: frozenset[str]
     may: frozenset[str]
     told: tuple[str, ...]
@@ -124,14 +128,14 @@ class Watch:
 
     # --- calls (rules 5 and 6) ---
 
-    def begin(self, spot: int, ended: bool) -> Call:
+    def begin(self, spot: int, depth: int, ended: bool) -> Call:
         """A site is fetched."""
         address = self.sites[spot].address
         before = frozenset(op.name for op in self.ops if address in op.before)
         after = frozenset(op.name for op in self.ops if address in op.after)
         if ended:
-            return Call(spot, after, after, ())
-        return Call(spot, before & after, before | after, ())
+            return Call(spot, depth, after, after, ())
+        return Call(spot, depth, before & after, before | after, ())
 
     def tell(
         self, cpu: int, calls: tuple[Call, ...], ip: int, site: int, argument: int, in_nmi: bool

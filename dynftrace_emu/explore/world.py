@@ -312,7 +312,7 @@ class World:
         elif rip in self.shim.calls:
             asked = self.shim.operations(rip, task.registers)
             self.tasks[number] = task._replace(queue=(*task.queue, (len(task.frames), asked)))
-        elif rip in self._behind and task.calls and task.calls[-1].site == self._behind[rip]:
+        elif rip in self._behind and _is_in(task, self._behind[rip]):
             self.watch.end(cpu, task.calls[-1])
             self.tasks[number] = task._replace(calls=task.calls[:-1])
 
@@ -331,9 +331,10 @@ class World:
         self.watch.check_fetch(cpu, spot, offset, seen, ended)
         if offset == 0:
             calls = task.calls
-            if calls and calls[-1].site == spot and not calls[-1].told:
+            if _is_in(task, spot) and not calls[-1].told:
                 calls = calls[:-1]  # it comes again, as after an int3 that changes nothing
-            self.tasks[number] = task._replace(calls=(*calls, self.watch.begin(spot, ended)))
+            begun = self.watch.begin(spot, len(task.frames), ended)
+            self.tasks[number] = task._replace(calls=(*calls, begun))
         exit_, registers = self._cores.step_seen(cpu, task.registers, spot, seen, self.text[spot])
         self.tasks[number] = self.tasks[number]._replace(registers=registers)
         return exit_
@@ -474,6 +475,13 @@ def _asked(task: Task) -> tuple[Operation, ...]:
 
 def _rip(registers: bytes) -> int:
     return int.from_bytes(registers[Registers.RIP], "little")
+
+
+def _is_in(task: Task, spot: int) -> bool:
+    """Whether the innermost call that the task is in is of that site, not of one it interrupts."""
+    if not task.calls:
+        return False
+    return task.calls[-1].site == spot and task.calls[-1].depth == len(task.frames)
 
 
 def _takes_interrupts(task: Task) -> bool:
