@@ -62,7 +62,7 @@ class Recorder:
         except OSError as error:
             raise OptionError(f"{path}: {error.strerror}") from None
         self._array.before_discard = self._before_discard
-        run.observe(self._on_event)
+        run.observe(self._on_event, PageAdded, TracingSwitched, TextChanged)
         run.machine.kthread("recorder", self._body(), daemon=True)
 
     def _info(self) -> TraceInfo:

@@ -52,6 +52,10 @@ class FtraceArch:
         self.disabled = disabled
         self.records = RecordPages(kernel)
         self.patcher = Patcher(kernel, protocol)
+        # A disabled site's first two bytes, which no call begins with.
+        row = disabled.rows(np.zeros(1, dtype=np.uint64), self._mcount)[0]
+        self._disabled_insn = row[:2].tobytes()
+        self._order = np.zeros(0, dtype=np.int64)
         # Of each record: its SiteState, and whether it has ever been TRACED.
         self._states = np.zeros(0, dtype=np.uint8)
         self._touched = np.zeros(0, dtype=np.bool_)
@@ -61,15 +65,13 @@ class FtraceArch:
 
         :param boot_records: records wanted at least; 0 gives no page.
         """
-        site = np.zeros(1, dtype=np.uint64)
-        insn = self.disabled.rows(site, self._mcount)[0, :2]
-        self._kernel.write("ftrace_disabled_insn", int(insn[0]) | int(insn[1]) << 8)
+        self._kernel.write("ftrace_disabled_insn", int.from_bytes(self._disabled_insn, "little"))
         for _ in range(-(-boot_records // ENTRIES_PER_PAGE)):
             self.records.add_page()
 
-    def alloc_shutdown_node(self) -> int | None:
+    def alloc_shutdown_node(self, ip: int) -> int | None:
         """``ftrace_alloc_shutdown_node``: a record, or None: that call is simply skipped (S4)."""
-        return self.records.take_slot()
+        return self.records.take_slot(ip)
 
     def shutdown_replenish(self) -> int:
         """``ftrace_shutdown_replenish``: add a page if needed; returns how many were (S3)."""
@@ -100,6 +102,15 @@ class FtraceArch:
     def sites(self, start: int = 0) -> NDArray[np.uint64]:
         """The recorded sites from record ``start`` on, in the order they were recorded."""
         return self.records.ips(start) - np.uint64(MCOUNT_INSN_SIZE)
+
+    def good_sites(self) -> NDArray[np.uint64]:
+        """The sites whose records are not marked failed, ascending; from any thread."""
+        sites = self.sites()
+        return np.sort(sites[~self.records.failed()[: len(sites)]])
+
+    def is_disabled(self, site: int) -> bool:
+        """Whether a site reads as one that is patched away."""
+        return self._kernel.machine.memory.read(site, 2) == self._disabled_insn
 
     def states(self, start: int = 0) -> NDArray[np.uint8]:
         """Of each record from ``start`` on, the :class:`SiteState` its site was left in."""
@@ -133,7 +144,7 @@ class FtraceArch:
         """
         sites, states = self.sites(start), self.states(start)
         changing = self.changing(start, wanted)
-        order = np.argsort(sites)
+        order = self._ascending(start, sites)
         order = order[changing[order]]
         targets = _targets(wanted)
         ascending = sites[order]
@@ -149,6 +160,14 @@ class FtraceArch:
         masks[1] = ~changing & ~self.records.failed(start)
         masks[:, order] = outcome.patched, outcome.already, outcome.failed
         return Outcome(masks[0], masks[1], masks[2])
+
+    def _ascending(self, start: int, sites: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """What puts the sites in order; that of all records is kept: one never moves."""
+        if start:
+            return np.argsort(sites)
+        if len(self._order) != len(sites):
+            self._order = np.argsort(sites)
+        return self._order
 
     def _rows(self, sites: NDArray[np.uint64], states: NDArray[np.uint8]) -> NDArray[np.uint8]:
         rows = CALL.rows(sites, self._mcount)

@@ -23,8 +23,7 @@ from dynftrace_emu.errors import FtraceBusyError, FtraceStateError
 from dynftrace_emu.ftrace.arch import FtraceArch
 from dynftrace_emu.ftrace.encodings import JMP, MCOUNT_INSN_SIZE, Encoding
 from dynftrace_emu.ftrace.events import (
-    FtraceEvent,
-    Observer,
+    Observers,
     PageAdded,
     SiteRecorded,
     TextChanged,
@@ -94,7 +93,7 @@ class DynamicFtrace:
         self.arch = FtraceArch(kernel, disabled, protocol)
         self.hash = FtraceHash(kernel)
         self.map = SiteMap(kernel)
-        self.observers: list[Observer] = []
+        self.observers = Observers()
         self.recorded_in_nmi: list[int] = []  # sites that broke the rule of S12
         self._ftraced_lock = threading.Lock()
         self._owner: int | None = None  # thread that holds it
@@ -158,7 +157,7 @@ class DynamicFtrace:
 
         It looks again: another vCPU may have recorded the site meanwhile, or a pass patched it.
         """
-        ip, parent_ip = vcpu[Reg.RDI], vcpu[Reg.RSI]
+        ip = vcpu[Reg.RDI]
         with self._record_lock:
             if not self._recording:
                 # This call loaded the pointer before recording ended, and was parked since.
@@ -166,31 +165,28 @@ class DynamicFtrace:
             if self.hash.find(ip) is not None:
                 return Skip.NONE
             site = ip - MCOUNT_INSN_SIZE
-            if self._is_disabled(site) or self.map.is_known(site):
+            if self.arch.is_disabled(site) or self.map.is_known(site):
                 return Skip.PATCHED
-            node = self.arch.alloc_shutdown_node()
+            node = self.arch.alloc_shutdown_node(ip)
             if node is None:
                 return Skip.NO_SLOT
             self.hash.add(node, ip)
             self._ftraced_trigger = True
             number = self.recorded - 1
             if vcpu.in_nmi:
-                self.recorded_in_nmi.append(ip - MCOUNT_INSN_SIZE)
-        if self.observers:
-            self._notify_recorded(vcpu, ip, parent_ip, number)
+                self.recorded_in_nmi.append(site)
+        if self.observers.hear(SiteRecorded):
+            self._notify_recorded(vcpu, ip, number)
         return Skip.NONE
 
-    def _is_disabled(self, site: int) -> bool:
-        found = self._machine.memory.read(site, MCOUNT_INSN_SIZE)
-        row = self.arch.disabled.rows(np.array([site], dtype=np.uint64), 0)[0]
-        return found is not None and found[:2] == row[:2].tobytes()
-
-    def _notify_recorded(self, vcpu: VCpu, ip: int, parent_ip: int, number: int) -> None:
+    def _notify_recorded(self, vcpu: VCpu, ip: int, number: int) -> None:
         bucket = hash_long(ip)
         page, slot = self.arch.records.place(number)
         chain = sum(1 for _ in self.hash.chain(bucket))
-        time = self._machine.engine.vcpu_time(vcpu)
-        self._notify(SiteRecorded(time, vcpu.index, ip, parent_ip, bucket, chain, page, slot))
+        time, parent_ip = self._machine.engine.vcpu_time(vcpu), vcpu[Reg.RSI]
+        self.observers.notify(
+            SiteRecorded(time, vcpu.index, ip, parent_ip, bucket, chain, page, slot)
+        )
 
     # --- the daemon's pass (S5, S6) ---
 
@@ -210,7 +206,7 @@ class DynamicFtrace:
         with self._record_lock:
             pages = self.arch.shutdown_replenish()
         if pages:
-            self._notify(PageAdded(self._machine.now(), self.arch.records.capacity))
+            self.observers.notify(PageAdded(self._machine.now(), self.arch.records.capacity))
         if outcome is None:
             return Pass(False, 0, 0, pages)
         return Pass(True, int(outcome.patched.sum()), int(outcome.failed.sum()), pages)
@@ -267,7 +263,7 @@ class DynamicFtrace:
 
     def listening(self) -> list[tuple[int, int]]:
         """Each recorded site, ascending, and how many listen to it."""
-        sites = np.sort(self.arch.sites()[~self.arch.records.failed()])
+        sites = self.arch.good_sites()
         bits = self._wanted.bits(sites) & ~np.uint32(_MARKS)
         counts = np.unpackbits(bits.view(np.uint8).reshape(-1, 4), axis=1).sum(axis=1)
         return list(zip(sites.tolist(), counts.tolist(), strict=True))
@@ -290,7 +286,8 @@ class DynamicFtrace:
         outcome = self._run_update_code(why, 0, convert, commit)
         self._was_tracing = now
         if before != now:
-            self._notify(TracingSwitched(self._machine.now(), now, int(outcome.patched.sum())))
+            patched = int(outcome.patched.sum())
+            self.observers.notify(TracingSwitched(self._machine.now(), now, patched))
 
     # --- the one way to change text ---
 
@@ -323,7 +320,8 @@ class DynamicFtrace:
         self, why: str, start: int, convert: Callable[..., Outcome], commit: Callable[[], None]
     ) -> Outcome:
         sites = self.arch.sites(start)
-        before = self._machine.memory.gather(sites, MCOUNT_INSN_SIZE)
+        told = self.observers.hear(TextChanged)
+        before = self._machine.memory.gather(sites, MCOUNT_INSN_SIZE) if told else None
         bits = self._wanted.bits(sites)
         wanted = bits != 0
         outcome = convert(start, wanted) if why == "ftraced" else convert(wanted)
@@ -332,7 +330,7 @@ class DynamicFtrace:
         self._forget_converted()
         self._ftraced_trigger = False
         commit()
-        if self.observers:
+        if before is not None:
             self._notify_changed(why, sites, before, outcome)
         return outcome
 
@@ -340,8 +338,7 @@ class DynamicFtrace:
         """Patched records leave the hash, failed ones stay (S6)."""
         records = self.arch.records
         new = records.ips(self._converted)
-        failed = records.ips()[records.failed()]
-        self.hash.drop(new, set(failed.tolist()))
+        self.hash.drop(new, records.ips()[records.failed()])
         self._converted = records.used
 
     def _set_recording(self, recording: bool) -> None:
@@ -360,7 +357,7 @@ class DynamicFtrace:
         after = self._machine.memory.gather(sites, MCOUNT_INSN_SIZE)
         touched = outcome.failed | (before != after).any(axis=1)
         parked = tuple((vcpu.index, vcpu.rip) for vcpu in self._machine.vcpus)
-        self._notify(
+        self.observers.notify(
             TextChanged(
                 self._machine.now(), why, sites[touched], before[touched], after[touched],
                 outcome.failed[touched], parked,
@@ -390,7 +387,3 @@ class DynamicFtrace:
                 yield
             finally:
                 self._owner = None
-
-    def _notify(self, event: FtraceEvent) -> None:
-        for observer in self.observers:
-            observer(event)

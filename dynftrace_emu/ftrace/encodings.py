@@ -93,5 +93,7 @@ DISABLED: Mapping[str, Encoding] = MappingProxyType({"jmp": JMP, "nop": NOP})
 
 def matches(found: NDArray[np.uint8], wanted: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """Row by row, whether all bytes are as wanted."""
-    result: NDArray[np.bool_] = (found == wanted).all(axis=1)
+    result = np.ones(len(found), dtype=np.bool_)
+    for column in range(found.shape[1]):  # much faster than all(axis=1) on so short an axis
+        result &= found[:, column] == wanted[:, column]
     return result

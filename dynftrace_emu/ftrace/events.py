@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["FtraceEvent", "Observer", "PageAdded", "SiteRecorded", "TextChanged", "TracingSwitched"]
+__all__ = [
+    "FtraceEvent",
+    "Observer",
+    "Observers",
+    "PageAdded",
+    "SiteRecorded",
+    "TextChanged",
+    "TracingSwitched",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,3 +67,24 @@ class TracingSwitched:
 
 FtraceEvent = SiteRecorded | PageAdded | TextChanged | TracingSwitched
 Observer = Callable[[FtraceEvent], None]
+
+
+class Observers:
+    """Who hears of what, in the order they came."""
+
+    def __init__(self) -> None:
+        self._of: dict[type, list[Observer]] = {kind: [] for kind in get_args(FtraceEvent)}
+
+    def append(self, observer: Observer, *kinds: type[FtraceEvent]) -> None:
+        """Let ``observer`` hear of events of these kinds; of all, if none is given."""
+        for kind in kinds or self._of:
+            self._of[kind].append(observer)
+
+    def hear(self, kind: type[FtraceEvent]) -> bool:
+        """Whether anybody does: an event that nobody hears of need not be made."""
+        return bool(self._of[kind])
+
+    def notify(self, event: FtraceEvent) -> None:
+        """Tell those who hear of it, in this thread."""
+        for observer in self._of[type(event)]:
+            observer(event)

@@ -86,7 +86,8 @@ class Patcher:
                     current = self._machine.memory.gather(addresses, old.shape[1])
                     mask = matches(current, old)
                     self._machine.poke_text(addresses[mask], new[mask])
-                    changed &= np.isin(change.sites, addresses[mask])
+                    if not (mask.all() and addresses is change.sites):
+                        changed &= np.isin(change.sites, addresses[mask])
                 case Sync():
                     self._machine.sync_text()
         self.log.append(

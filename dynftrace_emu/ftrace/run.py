@@ -65,7 +65,7 @@ class Run:
         self.tracing = Tracing(self.kernel, self.ftrace)
         self.has_controls = False
         self.switches: list[TracingSwitched] = []
-        self.observe(self._keep_switch)
+        self.observe(self._keep_switch, TracingSwitched)
         self.daemon = Ftraced(self.kernel, self.dynamic, self.options.period, on_tick)
         self.machine.kthread("ftraced", self.daemon.body(), daemon=True)
         if self.options.tracing is not None:
@@ -77,10 +77,14 @@ class Run:
         """Dynamic ftrace, if this image has it."""
         return self.ftrace if isinstance(self.ftrace, DynamicFtrace) else None
 
-    def observe(self, observer: Observer) -> None:
-        """Hear of everything that happens to call sites, from the thread where it happens."""
+    def observe(self, observer: Observer, *kinds: type[FtraceEvent]) -> None:
+        """Hear of what happens to call sites, from the thread where it happens.
+
+        :param kinds: the events to hear of; none given: all. A kind that nobody hears of costs
+            nothing.
+        """
         if self.ftrace is not None:
-            self.ftrace.observers.append(observer)
+            self.ftrace.observers.append(observer, *kinds)
 
     def execute(self) -> RunEnd:
         """Run to the end.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from dynftrace_emu.errors import FtraceStateError
-from dynftrace_emu.ftrace.events import Observer, TracingSwitched
+from dynftrace_emu.ftrace.events import Observers, TracingSwitched
 from dynftrace_emu.ftrace.ops import Listeners
 from dynftrace_emu.ftrace.site_map import SiteMap
 from dynftrace_emu.kernel.structs import TRACER_OFFSET, TraceBit
@@ -31,7 +31,7 @@ class StaticFtrace:
 
     def __init__(self, kernel: GuestKernel) -> None:
         self._kernel = kernel
-        self.observers: list[Observer] = []
+        self.observers = Observers()
         self.map = SiteMap(kernel)
         self._enable_count = 0  # changed by one thread at a time: whoever drives the run
         self._listeners = Listeners()
@@ -87,5 +87,4 @@ class StaticFtrace:
         if self._was_tracing != self.tracing:
             self._was_tracing = self.tracing
             event = TracingSwitched(self._kernel.machine.now(), self.tracing, 0)
-            for observer in self.observers:
-                observer(event)
+            self.observers.notify(event)

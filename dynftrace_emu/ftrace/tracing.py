@@ -124,8 +124,7 @@ class Tracing:
         """The call sites that can be chosen, ascending: recorded, and not failed."""
         if self.dynamic is None:
             return np.zeros(0, dtype=np.uint64)
-        arch = self.dynamic.arch
-        return np.sort(arch.sites()[~arch.records.failed()])
+        return self.dynamic.arch.good_sites()
 
     def name(self, address: int) -> str:
         """The function an address is in."""

@@ -31,6 +31,7 @@ COUNTER_PAGE = 0xFFFF_FF00_0000_0000
 """Where guest code sees its vCPU's count of instructions (:meth:`GuestMemory.map_counter`)."""
 
 _FIRST_FREE = 0x1000  # physical page 0 stays unused: no table ever points there
+_WORD = 8  # bytes of the longest store
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,18 @@ class Region:
     def end(self) -> int:
         """The address behind the last byte."""
         return self.address + self.size
+
+
+class _RegionArrays:
+    """The regions of one moment, by address, as arrays; physical is virtual plus the shift."""
+
+    def __init__(self, regions: tuple[Region, ...]) -> None:
+        self.regions = regions
+        self.starts = np.array([region.address for region in regions], dtype=np.uint64)
+        self.ends = np.array([region.end for region in regions], dtype=np.uint64)
+        physical = np.array([region.physical for region in regions], dtype=np.uint64)
+        with np.errstate(over="ignore"):
+            self.shifts = physical - self.starts
 
 
 class GuestMemory:
@@ -78,6 +91,7 @@ class GuestMemory:
         # Replaced as a whole, never changed in place: other threads look regions up meanwhile.
         self._map: tuple[tuple[int, ...], tuple[Region, ...]] = ((), ())
         self._free = _FIRST_FREE
+        self._arrays = _RegionArrays(())
         words = np.frombuffer(self._ram, np.uint64)
         self._tables = PageTables(words, lambda: self._take(PAGE_SIZE))
 
@@ -235,34 +249,40 @@ class GuestMemory:
 
         :raises ImageError: one of them is not mapped.
         """
-        return self.ram[self._places(addresses, size)]
+        first = self._places(addresses, size)
+        if 1 < size < _WORD and not (first > self.size - _WORD).any():
+            words: NDArray[np.uint64] = self._items(_WORD)[first]  # one load each
+            return words.view(np.uint8).reshape(-1, _WORD)[:, :size]
+        return self.ram[first[:, None] + np.arange(size)]
 
     def scatter(self, addresses: NDArray[np.uint64], rows: NDArray[np.uint8]) -> None:
         """Store a row of bytes at each of ``addresses``; 1, 2, 4 or 8 bytes are one store each.
 
         :raises ImageError: one of them is not mapped; nothing was stored.
         """
-        count, size = rows.shape
-        if size not in (1, 2, 4, 8):
-            self.ram[self._places(addresses, size)] = rows
-            return
-        where = self._places(addresses, size)[:, 0]
-        unaligned = np.lib.stride_tricks.as_strided(
+        size = rows.shape[1]
+        first, done = self._places(addresses, size), 0
+        while done < size:
+            width = 1 << min(size - done, _WORD).bit_length() - 1
+            part = np.ascontiguousarray(rows[:, done : done + width])
+            self._items(width)[first + done] = part.view(f"<u{width}").ravel()
+            done += width
+
+    def _items(self, size: int) -> NDArray[Any]:
+        """All RAM as numbers of so many bytes, one at each address."""
+        return np.lib.stride_tricks.as_strided(
             self.ram[:size].view(f"<u{size}"), shape=(self.size - size + 1,), strides=(1,)
         )
-        unaligned[where] = np.ascontiguousarray(rows).view(f"<u{size}").reshape(count)
 
     def _places(self, addresses: NDArray[np.uint64], size: int) -> NDArray[np.int64]:
-        """Physical addresses of ``size`` bytes at each address, shape (n, size)."""
-        regions = self.regions
-        starts = np.array([region.address for region in regions], dtype=np.uint64)
-        ends = np.array([region.end - size for region in regions], dtype=np.uint64)
-        shift = np.array([region.physical for region in regions], dtype=np.int64)
-        index = np.searchsorted(starts, addresses, side="right") - 1
-        if (index < 0).any() or (addresses > ends[index]).any():
+        """The physical address of each, where ``size`` bytes are to be found."""
+        arrays = self._arrays
+        if arrays.regions is not self.regions:
+            arrays = self._arrays = _RegionArrays(self.regions)
+        index = np.searchsorted(arrays.starts, addresses, side="right") - 1
+        if (index < 0).any() or (addresses + np.uint64(size) > arrays.ends[index]).any():
             raise ImageError("text outside every mapped region was to be read or changed")
-        first = (addresses - starts[index]).astype(np.int64) + shift[index]
-        return first[:, None] + np.arange(size, dtype=np.int64)
+        return (addresses + arrays.shifts[index]).astype(np.int64)
 
     def _mapped(self, address: int) -> int:
         physical = self._physical(address, None)

@@ -1,8 +1,9 @@
 """One emulated CPU. The only module that knows Unicorn.
 
 :meth:`VCpu.run` returns why it came back, the way ``KVM_RUN`` does. Unicorn does not tell: a
-``hlt``, a stop and a used-up budget look alike. So every hook that ends a run says so here, the count
-of instructions tells a ``hlt`` from a used-up budget, and where NMIs come each ``iret`` is watched.
+``hlt``, a stop and a used-up budget look alike. So every hook that ends a run says so here, the
+count of instructions tells a ``hlt`` from a used-up budget, and where NMIs come each ``iret`` is
+watched.
 """
 
 from __future__ import annotations
@@ -227,7 +228,7 @@ class VCpu:
             *(ctypes.addressof(self._file) + 8 * place for place in range(len(REGISTER_FILE)))
         )
         self._exit: Exit | None = None
-        self._stale: list[tuple[int, int]] = []
+        self._stale: list[tuple[NDArray[np.uint64], int]] = []  # addresses, bytes at each
         self._hooks_code = False
         self._iret_at: int | None = None
         self._stop_at_iret = False
@@ -427,7 +428,8 @@ class VCpu:
 
     def mark_stale(self, addresses: NDArray[np.uint64], size: int) -> None:
         """Text changed: ``size`` bytes at each of the virtual ``addresses``."""
-        self._stale.extend((address, address + size) for address in addresses.tolist())
+        if len(addresses):
+            self._stale.append((addresses, size))
 
     @property
     def is_stale(self) -> bool:
@@ -436,11 +438,12 @@ class VCpu:
 
     def sync(self) -> None:
         """Drop what was translated from text that changed since (``sync_core``)."""
-        if len(self._stale) >= _FLUSH_THRESHOLD:
+        if sum(len(addresses) for addresses, _ in self._stale) >= _FLUSH_THRESHOLD:
             self._uc.ctl_flush_tb()  # type: ignore[attr-defined]
         else:
-            for begin, end in self._stale:
-                self._uc.ctl_remove_cache(begin, end)
+            for addresses, size in self._stale:
+                for address in addresses.tolist():
+                    self._uc.ctl_remove_cache(address, address + size)
         self._stale.clear()
 
     def drop_text(self, begin: int, end: int) -> None:

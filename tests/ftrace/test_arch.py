@@ -47,7 +47,7 @@ def test_arch_init_makes_the_batch_and_tells_the_guest_how_a_disabled_site_begin
 
 def test_alloc_gives_each_slot_once_and_then_none() -> None:
     tiny = TinyKernel(boot_records=290, initcall=False)
-    nodes = [tiny.ftrace.arch.alloc_shutdown_node() for _ in range(292)]
+    nodes = [tiny.ftrace.arch.alloc_shutdown_node(ip) for ip in range(292)]
     assert nodes[290:] == [None, None]
     pages = [page for page, _ in tiny.pages()]
     assert pages == [tiny.ftrace.arch.records.pages[1]]
