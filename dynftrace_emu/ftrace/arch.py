@@ -54,7 +54,7 @@ class FtraceArch:
         self.patcher = Patcher(kernel, protocol)
         # A disabled site's first two bytes, which no call begins with.
         row = disabled.rows(np.zeros(1, dtype=np.uint64), self._mcount)[0]
-        self._disabled_insn = row[:2].tobytes()
+        self._disabled_insn: bytes = row[:2].tobytes()
         self._order = np.zeros(0, dtype=np.int64)
         # Of each record: its SiteState, and whether it has ever been TRACED.
         self._states = np.zeros(0, dtype=np.uint8)
@@ -129,10 +129,19 @@ class FtraceArch:
         self.states()  # sees to it that there is a row for each record
         return self.sites()[self._touched[: self.records.used]]
 
-    def changing(self, start: int, wanted: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Which of the records from ``start`` on are not in the state they should be in."""
-        mask: NDArray[np.bool_] = self.states(start) != _targets(wanted)
-        return mask & ~self.records.failed(start)
+    def changing(self, start: int, wanted: NDArray[np.bool_]) -> NDArray[np.uint64]:
+        """The sites, ascending, that are not in the state they should be in."""
+        sites = self.sites(start)
+        return sites[self._changing(start, wanted, sites)]
+
+    def _changing(
+        self, start: int, wanted: NDArray[np.bool_], sites: NDArray[np.uint64]
+    ) -> NDArray[np.int64]:
+        """Which they are, counted from ``start``, in the order of their addresses."""
+        mask = (self.states(start) != _targets(wanted)) & ~self.records.failed(start)
+        order = self._ascending(start, sites)
+        found: NDArray[np.int64] = order[mask[order]]
+        return found
 
     def _none(self, start: int) -> NDArray[np.bool_]:
         return np.zeros(self.records.used - start, dtype=np.bool_)
@@ -143,9 +152,7 @@ class FtraceArch:
         Only what is in its place already without a look at its bytes counts as such.
         """
         sites, states = self.sites(start), self.states(start)
-        changing = self.changing(start, wanted)
-        order = self._ascending(start, sites)
-        order = order[changing[order]]
+        order = self._changing(start, wanted, sites)
         targets = _targets(wanted)
         ascending = sites[order]
         change = TextChange(
@@ -157,7 +164,7 @@ class FtraceArch:
         states[done] = targets[done]
         self._touched[start + done] |= targets[done] == SiteState.TRACED
         masks = np.zeros((3, len(sites)), dtype=bool)
-        masks[1] = ~changing & ~self.records.failed(start)
+        masks[1] = ~self.records.failed(start)
         masks[:, order] = outcome.patched, outcome.already, outcome.failed
         return Outcome(masks[0], masks[1], masks[2])
 
@@ -170,12 +177,15 @@ class FtraceArch:
         return self._order
 
     def _rows(self, sites: NDArray[np.uint64], states: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        rows = CALL.rows(sites, self._mcount)
+        rows = np.empty((len(sites), MCOUNT_INSN_SIZE), dtype=np.uint8)
         for state, encoding, target in (
+            (SiteState.NEW, CALL, self._mcount),
             (SiteState.DISABLED, self.disabled, self._mcount),
             (SiteState.TRACED, CALL, self._caller),
         ):
             mask = states == state
+            if mask.all():
+                return encoding.rows(sites, target)
             rows[mask] = encoding.rows(sites[mask], target)
         return rows
 

@@ -312,9 +312,8 @@ class DynamicFtrace:
             self._kernel.write("ftrace_record_suspended", 0 if self._recording else 1)
 
     def _span(self, start: int) -> TextSpan:
-        sites = self.arch.sites(start)
-        changing = self.arch.changing(start, self._wanted.bits(sites) != 0)
-        return TextSpan(np.sort(sites[changing]), MCOUNT_INSN_SIZE, TRACER_OFFSET)
+        wanted = self._wanted.bits(self.arch.sites(start)) != 0
+        return TextSpan(self.arch.changing(start, wanted), MCOUNT_INSN_SIZE, TRACER_OFFSET)
 
     def _update_stopped(
         self, why: str, start: int, convert: Callable[..., Outcome], commit: Callable[[], None]

@@ -32,7 +32,12 @@ __all__ = [
 MCOUNT_INSN_SIZE = 5
 _CALL_OPCODE = 0xE8
 _JMP_PLUS_3 = (0xEB, 0x03)
-_NOP5 = (0x0F, 0x1F, 0x44, 0x00, 0x00)
+_NOP5 = b"\x0f\x1f\x44\x00\x00"
+
+
+def _rows(words: NDArray[np.uint64]) -> NDArray[np.uint8]:
+    """The five low bytes of each word, as rows: numbers are much faster to make than rows."""
+    return words.astype("<u8").view(np.uint8).reshape(-1, 8)[:, :MCOUNT_INSN_SIZE]
 
 
 class Encoding(ABC):
@@ -55,11 +60,8 @@ class Call(Encoding):
     changed_bytes = 0
 
     def rows(self, sites: NDArray[np.uint64], mcount: int) -> NDArray[np.uint8]:
-        displacement = (np.uint64(mcount) - (sites + np.uint64(MCOUNT_INSN_SIZE))).astype("<u4")
-        rows = np.empty((len(sites), MCOUNT_INSN_SIZE), dtype=np.uint8)
-        rows[:, 0] = _CALL_OPCODE
-        rows[:, 1:] = displacement.view(np.uint8).reshape(-1, 4)
-        return rows
+        displacement = np.uint64(mcount) - (sites + np.uint64(MCOUNT_INSN_SIZE))
+        return _rows(displacement << np.uint64(8) | np.uint64(_CALL_OPCODE))
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class Nop(Encoding):
     changed_bytes = MCOUNT_INSN_SIZE
 
     def rows(self, sites: NDArray[np.uint64], mcount: int) -> NDArray[np.uint8]:
-        return np.tile(np.array(_NOP5, dtype=np.uint8), (len(sites), 1))
+        return _rows(np.full(len(sites), int.from_bytes(_NOP5, "little"), dtype=np.uint64))
 
 
 CALL, JMP, NOP = Call(), Jump(), Nop()

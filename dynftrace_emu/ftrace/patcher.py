@@ -85,9 +85,11 @@ class Patcher:
                 case CompareExchange(addresses, old, new):
                     current = self._machine.memory.gather(addresses, old.shape[1])
                     mask = matches(current, old)
-                    self._machine.poke_text(addresses[mask], new[mask])
-                    if not (mask.all() and addresses is change.sites):
-                        changed &= np.isin(change.sites, addresses[mask])
+                    if not mask.all():
+                        addresses, new = addresses[mask], new[mask]
+                    self._machine.poke_text(addresses, new)
+                    if addresses is not change.sites:
+                        changed &= np.isin(change.sites, addresses)
                 case Sync():
                     self._machine.sync_text()
         self.log.append(

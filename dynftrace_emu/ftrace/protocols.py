@@ -27,6 +27,8 @@ class TextChange:
 
     def select(self, mask: NDArray[np.bool_]) -> TextChange:
         """The part of it that ``mask`` chooses."""
+        if mask.all():
+            return self
         return TextChange(self.sites[mask], self.old[mask], self.new[mask])
 
 

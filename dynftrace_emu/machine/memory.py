@@ -253,7 +253,8 @@ class GuestMemory:
         if 1 < size < _WORD and not (first > self.size - _WORD).any():
             words: NDArray[np.uint64] = self._items(_WORD)[first]  # one load each
             return words.view(np.uint8).reshape(-1, _WORD)[:, :size]
-        return self.ram[first[:, None] + np.arange(size)]
+        rows: NDArray[np.uint8] = self.ram[first[:, None] + np.arange(size)]
+        return rows
 
     def scatter(self, addresses: NDArray[np.uint64], rows: NDArray[np.uint8]) -> None:
         """Store a row of bytes at each of ``addresses``; 1, 2, 4 or 8 bytes are one store each.
