@@ -18,6 +18,7 @@ __all__ = [
     "GuestFault",
     "ImageError",
     "MachineBusyError",
+    "NativeHookError",
     "OptionError",
     "PatchMismatch",
     "ProtocolError",
@@ -54,6 +55,10 @@ class AddressSpaceError(DynftraceError):
     """The host gives no more address space for another vCPU (each reserves 256 MiB)."""
 
     exit_code = 2
+
+
+class NativeHookError(OptionError):
+    """Native hooks (:mod:`.machine.native_hook`) cannot be had on this host; says why."""
 
 
 class ControlFileError(DynftraceError):

@@ -20,6 +20,7 @@ from dynftrace_emu.kernel.structs import ENTRIES_PER_PAGE
 from dynftrace_emu.kernel.synthetic import SYNTHETIC
 from dynftrace_emu.machine.deterministic import DEFAULT_VIRTUAL_HZ, DeterministicEngine
 from dynftrace_emu.machine.engine import Park, RunEnd
+from dynftrace_emu.machine.native_hook import why_no_native_hooks
 from dynftrace_emu.machine.threaded import ThreadedEngine
 
 if TYPE_CHECKING:
@@ -200,7 +201,11 @@ def _resolve_engine(options: RunOptions, image: KernelImage) -> tuple[RunOptions
 def _why_not_threaded(options: RunOptions, image: KernelImage) -> str:
     """What keeps an image from running on a thread a vCPU; empty if nothing does."""
     if not image.scan.safepoints:
-        return f"{image.name} polls no request word at safepoints, so it cannot be stopped exactly"
+        why = f"{image.name} polls no request word at safepoints"
+        if options.engine is None:
+            return why
+        if absent := why_no_native_hooks():
+            return f"{why}, so only a native hook can stop it exactly, and {absent}"
     if image.scan.locked and not options.is_builtin and options.vcpus > 1:
         where = image.symbolize(image.scan.locked[0])
         return f"{image.name} has LOCK-prefixed instructions, which need one vCPU; first at {where}"

@@ -14,6 +14,7 @@ class ExitReason(Enum):
     BUDGET = auto()  # the instructions asked for have run
     HALTED = auto()  # hlt; RIP is behind it
     SAFEPOINT = auto()  # the guest saw its request word and trapped
+    GATE = auto()  # stopped in front of a block, as the word of its gate asked
     OFFLINE = auto()  # the guest took this CPU out of the machine
     SHUTDOWN = auto()  # exit port; value is the code
     EXCEPTION = auto()  # value is the vector; RIP as the CPU would save it

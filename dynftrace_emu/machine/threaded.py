@@ -6,6 +6,10 @@ its safepoints (``cond_resched``, idle, the end of a workload step), as Linux's 
 the scheduler does. It traps, and its own thread leaves the engine. Behind the trap the guest polls
 again, so a parked vCPU that took an NMI parks once more at the same ip.
 
+A guest that polls nothing gets a gate (:mod:`.native_hook`), which looks at the word in front of
+each block, and waits for interrupts to be on where that is needed. If the guest cannot be served
+for another reason, it is left alone for twice as many blocks each time.
+
 One lock, ``_cond``, guards everything that more than one thread touches: the phase, the slots'
 state and requests, and the outcome. A vCPU's registers belong to its own thread, and to the stopper
 while the slot is PARKED and the phase STOPPED.
@@ -15,16 +19,17 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from functools import partial
 from typing import TYPE_CHECKING
 
-from dynftrace_emu.errors import GuestExit, OptionError, StopMachineTimeout
+from dynftrace_emu.errors import GuestExit, NativeHookError, StopMachineTimeout
 from dynftrace_emu.machine.engine import Engine, Kthread, RunEnd, VCpuState
 from dynftrace_emu.machine.exits import Exit, ExitReason
 from dynftrace_emu.machine.hostthreads import HostThreads
 from dynftrace_emu.machine.hypercalls import Request
+from dynftrace_emu.machine.interrupts import in_interrupt_shadow
 from dynftrace_emu.machine.machine import STOP_LIMIT_S
 from dynftrace_emu.machine.tsc import TscRate
 
@@ -39,6 +44,8 @@ __all__ = ["ThreadedEngine"]
 _NOTHING = Request(0)
 _LOST_VCPU_S = 2.0
 """How long to wait for a vCPU that was killed to come back, before its state is read."""
+_LONGEST_GRACE = 1 << 12
+"""Blocks, about 20 us: as much as it costs to look again."""
 
 
 class _Phase(Enum):
@@ -51,14 +58,18 @@ class _Phase(Enum):
 
 @dataclass(slots=True, eq=False)
 class _Slot:
-    """One vCPU and its thread. All fields but ``vcpu`` are guarded by the engine's lock."""
+    """One vCPU and its thread. All fields are guarded by the engine's lock.
+
+    (But ``vcpu``, and what its own thread alone uses.)
+    """
 
     vcpu: VCpu
     state: VCpuState = VCpuState.WAITING
     requests: Request = _NOTHING
     thread: threading.Thread | None = None
-    in_guest: bool = False
     lost: bool = False
+    grace: int = 1  # its own thread's: blocks to run before its gate may stop it
+    out_of_shadow: bool = False  # likewise
 
     @property
     def online(self) -> bool:
@@ -106,19 +117,26 @@ class ThreadedEngine(Engine):
     # --- running ---
 
     def start_vcpu(self, index: int, starter: VCpu | None) -> None:
-        if self.machine.words[index].requests is None:
-            raise OptionError(
-                "the threaded engine needs a guest that polls a request word at safepoints; "
-                "this image has none: use the deterministic engine"
-            )
         with self._cond:
             slot = self._slots[index]
+            if self.machine.words[index].requests is None:
+                self._add_gate(slot.vcpu)
             if slot.state is VCpuState.WAITING:
                 slot.state = VCpuState.RUNNING
                 if self._phase is not _Phase.RUNNING:
                     self._request(slot, Request.STOP)
                 if self._started is not None:
                     self._start_thread(slot)
+
+    def _add_gate(self, vcpu: VCpu) -> None:
+        words = self.machine.words
+        try:
+            words[vcpu.index] = replace(words[vcpu.index], requests=vcpu.add_gate())
+        except NativeHookError as error:
+            raise NativeHookError(
+                "the threaded engine stops a guest where it polls a request word, which this one "
+                f"does not, or by a native hook: {error}; use the deterministic engine"
+            ) from None
 
     def _start_thread(self, slot: _Slot) -> None:
         name = f"vcpu{slot.vcpu.index}"
@@ -238,7 +256,8 @@ class ThreadedEngine(Engine):
     def _vcpu_main(self, slot: _Slot) -> None:
         try:
             while self._may_run(slot):
-                self._after(slot, slot.vcpu.run())
+                at_once = _NOTHING if slot.vcpu.nmi.blocked else Request.NMI
+                self._after(slot, slot.vcpu.run(grace=slot.grace, at_once=at_once))
         except BaseException as error:  # noqa: BLE001 - handed on to run(), whatever it is
             with self._cond:
                 slot.state = VCpuState.DONE if slot.lost else slot.state
@@ -255,6 +274,8 @@ class ThreadedEngine(Engine):
         match exit_.reason:
             case ExitReason.SAFEPOINT:
                 self._serve(slot)
+            case ExitReason.GATE:
+                self._serve_at_gate(slot)
             case ExitReason.HALTED:
                 self._halted(slot)
             case ExitReason.EXCEPTION | ExitReason.BUS_ERROR:
@@ -279,8 +300,19 @@ class ThreadedEngine(Engine):
             self._end = self._end or RunEnd.SHUTDOWN
             self._cond.notify_all()
 
+    def _serve_at_gate(self, slot: _Slot) -> None:
+        """Its gate stopped it, which the guest knows nothing of: maybe behind ``sti``."""
+        slot.out_of_shadow = not slot.out_of_shadow and in_interrupt_shadow(slot.vcpu)
+        if slot.out_of_shadow:
+            slot.grace = 1
+            return
+        self._serve(slot)
+        with self._cond:
+            served = not slot.requests
+        slot.grace = 1 if served else min(2 * slot.grace, _LONGEST_GRACE)
+
     def _serve(self, slot: _Slot) -> None:
-        """The guest saw its request word at a safepoint: park, or enter a handler."""
+        """Something is requested of a guest that can be interrupted: park, or enter a handler."""
         vcpu = slot.vcpu
         with self._cond:
             while True:
@@ -293,8 +325,11 @@ class ThreadedEngine(Engine):
                     break
                 self._park_here(slot)
             slot.state = VCpuState.RUNNING
-            if Request.TIMER in slot.requests and vcpu.interrupts_on:
+            if Request.TIMER in slot.requests and self._takes_ticks(vcpu):
                 self._take_timer(slot)
+
+    def _takes_ticks(self, vcpu: VCpu) -> bool:
+        return vcpu.interrupts_on or not self.has_timer(vcpu)
 
     def _halted(self, slot: _Slot) -> None:
         """``hlt``: wait for something that wakes this CPU; stops find it parked here."""
@@ -344,6 +379,7 @@ class ThreadedEngine(Engine):
         return True
 
     def _take_timer(self, slot: _Slot) -> None:
+        """Enter the handler; without one the tick is lost."""
         self._clear(slot, Request.TIMER)
         if self.has_timer(slot.vcpu):
             slot.state = VCpuState.RUNNING

@@ -21,6 +21,7 @@ from unicorn.unicorn_py3.unicorn import uclib
 
 from dynftrace_emu.errors import AddressSpaceError, DynftraceError
 from dynftrace_emu.machine.exits import Exit, ExitReason
+from dynftrace_emu.machine.native_hook import BlockGate
 from dynftrace_emu.machine.nmi import NmiLatch
 from dynftrace_emu.machine.paging import PAGE_SIZE
 
@@ -57,6 +58,7 @@ INVALID_OPCODE = 6
 _GENERAL_PROTECTION, _NO_EXCEPTION = 13, -1
 _HLT = b"\xf4"
 EFLAGS_IF = 1 << 9
+_KILL = 1 << 63
 
 
 def require_unicorn() -> None:
@@ -205,6 +207,7 @@ _HALT_BEHIND = (ExitReason.SAFEPOINT, ExitReason.OFFLINE)
 
 _RUN_THROUGH = Exit(ExitReason.BUDGET)
 _HALT = Exit(ExitReason.HALTED)
+_STOPPED_BY_GATE = Exit(ExitReason.GATE)
 
 
 class VCpu:
@@ -229,6 +232,7 @@ class VCpu:
         )
         self._exit: Exit | None = None
         self._stale: list[tuple[NDArray[np.uint64], int]] = []  # addresses, bytes at each
+        self._gate: BlockGate | None = None
         self._hooks_code = False
         self._iret_at: int | None = None
         self._stop_at_iret = False
@@ -329,17 +333,23 @@ class VCpu:
 
     # --- running ---
 
-    def run(self, budget: int = 0, *, stop_at_iret: bool = False) -> Exit:
+    def run(
+        self, budget: int = 0, *, stop_at_iret: bool = False, grace: int = 0, at_once: int = 0
+    ) -> Exit:
         """Run from RIP until something ends it.
 
         :param budget: instructions at most; 0: no limit. An engine uses limits always or never:
             changing over drops every translated block.
         :param stop_at_iret: come back in front of the next watched ``iret``.
+        :param grace: with ``at_once``, how its gate stops it, if it has one
+            (:meth:`.BlockGate.arm`).
         """
         self.has_run = True
         self._exit = None
         self._stop_at_iret = stop_at_iret
         self._began_at = begin = self.rip
+        if self._gate is not None:
+            self._gate.arm(grace, at_once | _KILL)
         try:
             self._uc.emu_start(begin, 0, count=budget)
         except unicorn.UcError as error:
@@ -353,6 +363,8 @@ class VCpu:
             if self._exit.reason in _HALT_BEHIND and self.read(self.rip, 1) == _HLT:
                 self.rip += 1  # the budget ended between the two
             return self._exit
+        if self._gate is not None and self._gate.has_stopped:
+            return _STOPPED_BY_GATE
         return _HALT if self._has_halted(budget) else _RUN_THROUGH
 
     def _stopped_in_front(self) -> bool:
@@ -386,8 +398,40 @@ class VCpu:
         return self._exit
 
     def kill(self) -> None:
-        """End a run from another thread. Its state is lost: an instruction may have run twice."""
-        self._uc.emu_stop()
+        """End a run from another thread, to be called until it has ended.
+
+        Without a gate the state is lost: an instruction may have run twice.
+        """
+        if self._gate is not None:
+            self._gate.requests[0] = _KILL
+        else:
+            self._uc.emu_stop()
+
+    def add_gate(self) -> NDArray[np.uint64]:
+        """Before the first run: make it stop in front of a block once a word is not 0.
+
+        :returns: the word, a view of one item, which any thread may write (but not its bit 63).
+        :raises NativeHookError: this host cannot have such a hook.
+        """
+        stop, read = (
+            ctypes.cast(function, ctypes.c_void_p).value or 0
+            for function in (uclib.uc_emu_stop, uclib.uc_reg_read)
+        )
+        gate = BlockGate(stop, read, Reg.RFLAGS)
+        # The binding passes on Python functions only.
+        status = ctypes.CDLL(uclib._name).uc_hook_add(
+            self._uc._uch,
+            ctypes.byref(ctypes.c_size_t()),
+            ctypes.c_int(unicorn.UC_HOOK_BLOCK),
+            ctypes.c_void_p(gate.code),
+            ctypes.c_void_p(gate.data),
+            ctypes.c_uint64(1),
+            ctypes.c_uint64(0),
+        )
+        if status != unicorn.UC_ERR_OK:
+            raise DynftraceError(f"vCPU {self.index} cannot have a gate: {error_text(status)}")
+        self._gate = gate
+        return gate.requests
 
     def _has_halted(self, budget: int) -> bool:
         """Whether a run that no hook ended was ended by ``hlt``.

@@ -167,10 +167,41 @@ def test_an_image_without_safepoints_runs_in_the_deterministic_engine_and_says_s
 ) -> None:
     image = write_image(tmp_path, TRACED.format("        out 0xf4, al\n        hlt\n"))
     result = cli("run", image, "--vcpus", "1")
-    assert "deterministic" in result.err
-    refused = cli("run", image, "--engine", "threaded")
-    assert refused.code == 2
-    assert "safepoints" in refused.err
+    assert "safepoints: using the deterministic" in result.err
+
+
+# It polls nothing and never ends, but its interrupts are on.
+ENDLESS = TRACED.format("nop").replace("mov ebx, 10000", "sti").replace("dec ebx", "inc ebx")
+THREADED = ["--engine", "threaded", "--period", "0.05", "--seconds", "0.3"]
+
+
+def test_an_image_without_safepoints_is_stopped_and_patched_in_the_threaded_engine(
+    cli, tmp_path
+) -> None:
+    result = cli("run", write_image(tmp_path, ENDLESS), *THREADED, "--vcpus", "1", "--json")
+    assert result.code == 0
+    assert json.loads(result.out)["sites"]["jmp"] == 1
+
+
+def test_where_the_host_cannot_stop_it_exactly_it_is_refused(cli, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(
+        "dynftrace_emu.ftrace.run.why_no_native_hooks", lambda: "this host is made of wood"
+    )
+    result = cli("run", write_image(tmp_path, ENDLESS), *THREADED)
+    assert result.code == 2
+    assert "safepoints" in result.err
+    assert "this host is made of wood; use --engine deterministic" in result.err
+
+
+def test_two_vcpus_need_an_image_without_lock_prefixes_in_the_threaded_engine(
+    cli, tmp_path
+) -> None:
+    locked = ENDLESS.replace("ENTRY culprit\n", "ENTRY culprit\n    lock inc qword ptr [rsp]\n")
+    image = write_image(tmp_path, locked)
+    result = cli("run", image, *THREADED, "--vcpus", "2")
+    assert result.code == 2
+    assert "first at culprit+0x0" in result.err
+    assert cli("run", image, *THREADED, "--vcpus", "1").code == 0
 
 
 def test_a_mismatch_is_reported_like_ftrace_bug_and_the_exit_code_is_1(cli, tmp_path) -> None:

@@ -9,7 +9,6 @@ import pytest
 from dynftrace_emu.errors import (
     GuestExit,
     GuestFault,
-    OptionError,
     StopMachineTimeout,
     TextBusyError,
 )
@@ -487,15 +486,6 @@ def test_a_machine_whose_cpus_all_wait_for_nothing_is_idle(run):
     """As in the deterministic engine: without a limit this would hang for ever."""
     kernel = boot_threaded(HALTING.replace("{flag}", "sti"), vcpus=2)
     assert run(kernel) is RunEnd.IDLE
-
-
-def test_an_image_without_safepoints_is_refused():
-    with pytest.raises(OptionError, match=r"safepoints.*deterministic engine"):
-        boot_threaded("""
-        ENTRY startup_64
-        1:  jmp 1b
-        END startup_64
-        """)
 
 
 def test_the_set_up_of_these_tests_delivers_interrupts(run):
