@@ -1,0 +1,196 @@
+"""What DWARF says of an image: for an address, the file, the line, and the calls inlined there.
+
+Nothing is read before it is asked for, and then of the unit alone that the address is in. Debug
+information is a convenience: what is malformed in it is told in one line (:attr:`~DebugInfo.
+complaint`) and then not used.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+from elftools.common.exceptions import ELFError
+from elftools.construct import ConstructError
+from elftools.elf.elffile import ELFFile
+
+from dynftrace_emu.kernel.demangle import demangle
+from dynftrace_emu.kernel.dwarf_lines import LineTable, SourceLine, read_lines
+from dynftrace_emu.kernel.dwarf_scopes import Scope, ScopeTable, ranges_of, read_scopes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from elftools.dwarf.compileunit import CompileUnit
+    from elftools.dwarf.dwarfinfo import DWARFInfo
+    from numpy.typing import NDArray
+
+__all__ = ["DebugInfo", "SourceFrame", "SourceLine"]
+
+_MAX_SECTION = 1 << 30
+# What pyelftools raises where debug information makes no sense, directly or by what it calls.
+_MALFORMED = (
+    ELFError, ConstructError, struct.error, ValueError, LookupError, TypeError, AttributeError,
+    AssertionError, ArithmeticError, NotImplementedError, RecursionError, MemoryError, OSError,
+)  # fmt: skip
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFrame:
+    """A function, and the line in it; ``is_inlined`` into the function of the next frame."""
+
+    function: str
+    where: SourceLine | None
+    is_inlined: bool
+
+    def __str__(self) -> str:
+        return f"{self.function} at {self.where}" if self.where else self.function
+
+
+@dataclass
+class _Unit:
+    """A compilation unit; its tables are read when they are first needed."""
+
+    unit: CompileUnit
+    directory: str
+    ranges: list[tuple[int, int]]
+    lines: LineTable | None = None
+    scopes: ScopeTable | None = None
+    has_lines: bool = False
+    has_scopes: bool = False
+
+
+class DebugInfo:
+    """The debug information of one ELF file.
+
+    :param data: the file; of a relocatable object, with the addresses of its sections filled in.
+    :param bias: what was added to its addresses when it was loaded.
+    """
+
+    def __init__(self, data: bytes, *, bias: int = 0) -> None:
+        self._data, self._bias = data, bias
+        self.complaint = ""
+        """What was the matter with what has been read so far; empty if nothing."""
+        self.frames = lru_cache(maxsize=1 << 16)(self._frames)
+        self.line = lru_cache(maxsize=1 << 16)(self._line)
+
+    def _line(self, address: int) -> SourceLine | None:
+        """The line that the instruction at ``address`` is of: the innermost inlined one."""
+        at = address - self._bias
+        for unit in self._units_at(at):
+            lines = self._lines(unit)
+            if lines is not None and (found := lines.find(at)) is not None:
+                return found
+        return None
+
+    def _frames(self, address: int) -> tuple[SourceFrame, ...]:
+        """The function at ``address`` and all that is inlined there, the innermost first.
+
+        Empty if nothing is known; it is the same to ask for :meth:`line` before or after.
+        """
+        at = address - self._bias
+        for unit in self._units_at(at):
+            scopes, lines = self._scopes(unit), self._lines(unit)
+            found = scopes.find(at) if scopes is not None else []
+            if not found:
+                continue
+            where = lines.find(at) if lines is not None else None
+            frames = []
+            for scope in found:
+                frames.append(SourceFrame(_function(scope), where, scope.is_inlined))
+                where = lines.line_of(*scope.call) if lines is not None else None
+            return tuple(frames)
+        return ()
+
+    # --- reading ---
+
+    def _try(self, read: Callable[[], T], otherwise: T) -> T:
+        try:
+            return read()
+        except _MALFORMED as error:
+            what = str(error).strip().split("\n")[0] or type(error).__name__
+            self.complaint = self.complaint or f"debug information is malformed: {what}"
+            return otherwise
+
+    def _lines(self, unit: _Unit) -> LineTable | None:
+        if not unit.has_lines:
+            unit.has_lines = True
+            assert self._dwarf is not None
+            dwarf = self._dwarf
+            unit.lines = self._try(lambda: read_lines(dwarf, unit.unit, unit.directory), None)
+        return unit.lines
+
+    def _scopes(self, unit: _Unit) -> ScopeTable | None:
+        if not unit.has_scopes:
+            unit.has_scopes = True
+            assert self._dwarf is not None
+            dwarf = self._dwarf
+            unit.scopes = self._try(lambda: read_scopes(dwarf, unit.unit), None)
+        return unit.scopes
+
+    @cached_property
+    def _dwarf(self) -> DWARFInfo | None:
+        return self._try(self._open, None)
+
+    def _open(self) -> DWARFInfo | None:
+        elf = ELFFile(io.BytesIO(self._data))
+        if not elf.has_dwarf_info(strict=True):
+            return None
+        for section in elf.iter_sections():
+            if section.name.startswith((".debug", ".zdebug")) and section.data_size > _MAX_SECTION:
+                raise ELFError(f"{section.name} has {section.data_size} bytes")
+        return elf.get_dwarf_info(relocate_dwarf_sections=True, follow_links=False)
+
+    @cached_property
+    def _units(self) -> list[_Unit]:
+        units: list[_Unit] = []
+        self._try(lambda: self._read_units(units), None)
+        return units
+
+    def _read_units(self, units: list[_Unit]) -> None:
+        """Append them to ``units``: those in front of one that is malformed can be used."""
+        dwarf = self._dwarf
+        if dwarf is None:
+            return
+        for unit in dwarf.iter_CUs():
+            top = unit.get_top_DIE()
+            directory = (
+                top.attributes["DW_AT_comp_dir"].value
+                if "DW_AT_comp_dir" in top.attributes
+                else b""
+            )
+            units.append(
+                _Unit(
+                    unit, directory.decode("utf-8", "backslashreplace"), ranges_of(dwarf, unit, top)
+                )
+            )
+
+    @cached_property
+    def _ranges(self) -> NDArray[np.uint64]:
+        """Rows of low, high, index of the unit."""
+        rows = [(low, high, n) for n, unit in enumerate(self._units) for low, high in unit.ranges]
+        return np.array(rows, dtype=np.uint64).reshape(-1, 3)
+
+    @cached_property
+    def _unbounded(self) -> list[int]:
+        """Units that do not say which addresses are theirs."""
+        return [n for n, unit in enumerate(self._units) if not unit.ranges]
+
+    def _units_at(self, address: int) -> list[_Unit]:
+        if not 0 <= address < 1 << 64:
+            return []
+        low, high, index = self._ranges.T
+        at = np.uint64(address)
+        found = index[(low <= at) & (at < high)].tolist()
+        return [self._units[n] for n in [*found, *self._unbounded]]
+
+
+def _function(scope: Scope) -> str:
+    name = demangle(scope.linkage_name)
+    return scope.name if scope.name and name == scope.linkage_name else name or "??"
