@@ -10,11 +10,11 @@ from __future__ import annotations
 import io
 import struct
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-from elftools.common.exceptions import ELFError
+from elftools.common.exceptions import DWARFError, ELFError
 from elftools.construct import ConstructError
 from elftools.elf.elffile import ELFFile
 
@@ -23,7 +23,7 @@ from dynftrace_emu.kernel.dwarf_lines import LineTable, SourceLine, read_lines
 from dynftrace_emu.kernel.dwarf_scopes import Scope, ScopeTable, ranges_of, read_scopes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from elftools.dwarf.compileunit import CompileUnit
     from elftools.dwarf.dwarfinfo import DWARFInfo
@@ -34,8 +34,9 @@ __all__ = ["DebugInfo", "SourceFrame", "SourceLine"]
 _MAX_SECTION = 1 << 30
 # What pyelftools raises where debug information makes no sense, directly or by what it calls.
 _MALFORMED = (
-    ELFError, ConstructError, struct.error, ValueError, LookupError, TypeError, AttributeError,
-    AssertionError, ArithmeticError, NotImplementedError, RecursionError, MemoryError, OSError,
+    DWARFError, ELFError, ConstructError, struct.error, ValueError, LookupError, TypeError,
+    AttributeError, AssertionError, ArithmeticError, NotImplementedError, RecursionError,
+    MemoryError, OSError,
 )  # fmt: skip
 
 T = TypeVar("T")
@@ -114,8 +115,8 @@ class DebugInfo:
         try:
             return read()
         except _MALFORMED as error:
-            what = str(error).strip().split("\n")[0] or type(error).__name__
-            self.complaint = self.complaint or f"debug information is malformed: {what}"
+            what = f"{type(error).__name__}: {error}".split("\n")[0]
+            self.complaint = self.complaint or f"debug information is malformed ({what})"
             return otherwise
 
     def _lines(self, unit: _Unit) -> LineTable | None:
@@ -150,26 +151,15 @@ class DebugInfo:
     @cached_property
     def _units(self) -> list[_Unit]:
         units: list[_Unit] = []
-        self._try(lambda: self._read_units(units), None)
+        self._try(lambda: units.extend(self._read_units()), None)
         return units
 
-    def _read_units(self, units: list[_Unit]) -> None:
-        """Append them to ``units``: those in front of one that is malformed can be used."""
+    def _read_units(self) -> Iterator[_Unit]:
+        """One after the other: if one is malformed, others can still be used."""
         dwarf = self._dwarf
-        if dwarf is None:
-            return
-        for unit in dwarf.iter_CUs():
-            top = unit.get_top_DIE()
-            directory = (
-                top.attributes["DW_AT_comp_dir"].value
-                if "DW_AT_comp_dir" in top.attributes
-                else b""
-            )
-            units.append(
-                _Unit(
-                    unit, directory.decode("utf-8", "backslashreplace"), ranges_of(dwarf, unit, top)
-                )
-            )
+        for unit in dwarf.iter_CUs() if dwarf is not None else ():
+            if (made := self._try(partial(_made_unit, dwarf, unit), None)) is not None:
+                yield made
 
     @cached_property
     def _ranges(self) -> NDArray[np.uint64]:
@@ -189,6 +179,13 @@ class DebugInfo:
         at = np.uint64(address)
         found = index[(low <= at) & (at < high)].tolist()
         return [self._units[n] for n in [*found, *self._unbounded]]
+
+
+def _made_unit(dwarf: DWARFInfo, unit: CompileUnit) -> _Unit:
+    top = unit.get_top_DIE()
+    attribute = top.attributes.get("DW_AT_comp_dir")
+    directory = attribute.value.decode("utf-8", "backslashreplace") if attribute else ""
+    return _Unit(unit, directory, ranges_of(dwarf, unit, top))
 
 
 def _function(scope: Scope) -> str:
