@@ -156,8 +156,9 @@ class DebugInfo:
 
     def _read_units(self) -> Iterator[_Unit]:
         """One after the other: if one is malformed, others can still be used."""
-        dwarf = self._dwarf
-        for unit in dwarf.iter_CUs() if dwarf is not None else ():
+        if (dwarf := self._dwarf) is None:
+            return
+        for unit in dwarf.iter_CUs():
             if (made := self._try(partial(_made_unit, dwarf, unit), None)) is not None:
                 yield made
 
