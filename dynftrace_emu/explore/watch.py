@@ -48,12 +48,13 @@ class Call(NamedTuple):
     """A call in progress: its site, and whom it must, may and has been told to.
 
     ``depth``: the interrupt frames it is in; who is interrupted in it may be called by the handler.
+    Names are sorted: two calls that are equal must look equal, in any process.
     """
 
     site: int
     depth: int
-    must: frozenset[str]
-    may: frozenset[str]
+    must: tuple[str, ...]
+    may: tuple[str, ...]
     told: tuple[str, ...]
 
 
@@ -131,11 +132,10 @@ class Watch:
     def begin(self, spot: int, depth: int, ended: bool) -> Call:
         """A site is fetched."""
         address = self.sites[spot].address
-        before = frozenset(op.name for op in self.ops if address in op.before)
-        after = frozenset(op.name for op in self.ops if address in op.after)
-        if ended:
-            return Call(spot, depth, after, after, ())
-        return Call(spot, depth, before & after, before | after, ())
+        before = {op.name for op in self.ops if address in op.before}
+        after = {op.name for op in self.ops if address in op.after}
+        must, may = (after, after) if ended else (before & after, before | after)
+        return Call(spot, depth, tuple(sorted(must)), tuple(sorted(may)), ())
 
     def tell(
         self, cpu: int, calls: tuple[Call, ...], ip: int, site: int, argument: int, in_nmi: bool
@@ -168,7 +168,7 @@ class Watch:
         """
         where = self.image.symbolize(self.sites[call.site].address)
         ip = self.sites[call.site].address + 5
-        for name in sorted(call.must - set(call.told)):
+        for name in sorted(set(call.must) - set(call.told)):
             what = f"{name} wants {where} before and after, and is not told"
             raise self._found(FindingClass.MISSED_CALLBACK, what, cpu, ip)
         if len(set(call.told)) != len(call.told):
