@@ -13,6 +13,7 @@ import click
 
 from dynftrace_emu._version import __version__
 from dynftrace_emu.cli.convert import convert
+from dynftrace_emu.cli.explore import explore
 from dynftrace_emu.cli.inspect import inspect
 from dynftrace_emu.cli.record import record
 from dynftrace_emu.cli.report import report
@@ -42,6 +43,7 @@ cli.add_command(record)
 cli.add_command(report)
 cli.add_command(convert)
 cli.add_command(inspect)
+cli.add_command(explore)
 
 
 def run_cli(arguments: Sequence[str]) -> int:

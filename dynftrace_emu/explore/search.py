@@ -19,12 +19,12 @@ from dynftrace_emu.explore.findings import Finding, FindingClass, Found
 from dynftrace_emu.explore.state import Action, Kind, State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from dynftrace_emu.explore.model import Bounds
     from dynftrace_emu.explore.world import World
 
-__all__ = ["Outcome", "exhaustive", "pct", "run_random"]
+__all__ = ["Outcome", "exhaustive", "pct", "run_random", "unjoined"]
 
 PATCHER = -1
 _FORCED_LIMIT = 400
@@ -82,15 +82,20 @@ class _Exhaustive:
     world: World
     bounds: Bounds
     go_on: Callable[[Outcome], bool]
+    joining: bool = True
     outcome: Outcome = field(default_factory=Outcome)
     _met: dict[tuple[object, ...], int] = field(default_factory=dict)
     _path: list[Action] = field(default_factory=list)
     _nodes: list[_Node] = field(default_factory=list)
     _starts: set[bytes] = field(default_factory=set)
 
-    def run(self) -> Outcome:
-        """Search below the world's present state."""
+    def run(self, prefix: Sequence[Action] = ()) -> Outcome:
+        """Search below the world's present state, of what begins with ``prefix``."""
         self._enter(None, 0, 0)
+        for action in prefix:
+            node = self._nodes[-1]
+            node.todo = iter(())
+            self._take(node, action)
         while self._nodes and self.outcome.found is None:
             node = self._nodes[-1]
             action = next(node.todo, None)
@@ -105,6 +110,14 @@ class _Exhaustive:
                 break
         self.outcome.starts = len(self._starts)
         return self.outcome
+
+    def left(self) -> list[tuple[Action, ...]]:
+        """What was not searched yet: how each schedule of it begins, in the order of the search."""
+        return [
+            (*self._path[:depth], action)
+            for depth, node in reversed(list(enumerate(self._nodes)))
+            for action in node.todo
+        ]
 
     def _take(self, node: _Node, action: Action) -> None:
         world = self.world
@@ -150,7 +163,7 @@ class _Exhaustive:
             return False
         forced = forced + 1 if len(actions) == 1 else 0
         state = self.world.save()
-        if not forced and self._met_before(state, actor, preemptions):
+        if self.joining and not forced and self._met_before(state, actor, preemptions):
             self.outcome.joined += 1
             return False
         if forced > _FORCED_LIMIT:
@@ -204,6 +217,19 @@ def exhaustive(
     :param go_on: asked now and then; False ends the search.
     """
     return _Exhaustive(world, bounds, go_on).run()
+
+
+def unjoined(
+    world: World, bounds: Bounds, prefix: Sequence[Action], actions: int
+) -> tuple[Outcome, list[tuple[Action, ...]]]:
+    """Run every schedule that begins with ``prefix``, joining no states.
+
+    :param actions: after so many of them it ends, and tells what is left, in order.
+    """
+    search = _Exhaustive(world, bounds, lambda outcome: outcome.actions < actions, joining=False)
+    outcome = search.run(prefix)
+    outcome.interrupted = False
+    return outcome, [] if outcome.found else search.left()
 
 
 def _walk(

@@ -1,0 +1,304 @@
+"""What an exploration has come to, together with everything it holds under."""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from dynftrace_emu._version import __version__
+from dynftrace_emu.errors import OptionError
+from dynftrace_emu.explore.job import machine_of
+from dynftrace_emu.explore.model import Text
+from dynftrace_emu.explore.program import StoreText
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dynftrace_emu.explore.explorer import Limits, Strategy
+    from dynftrace_emu.explore.findings import Finding
+    from dynftrace_emu.explore.job import Job
+    from dynftrace_emu.explore.search import Outcome
+    from dynftrace_emu.explore.state import Action
+    from dynftrace_emu.explore.world import World
+
+__all__ = ["Ending", "Measured", "Verdict", "measure"]
+
+_WIDTH = 80
+_LABEL = 14
+_MAX_ALONE = 1_000_000
+_TEXT = {
+    Text.COHERENT: "coherent: each next fetch sees a store",
+    Text.STALE: "stale: a vCPU sees a store when it syncs, no sooner",
+    Text.RELAXED: "relaxed: a vCPU sees each store at any time, in any order, at the latest when "
+    "it syncs",
+}
+_MEMORY = "sequentially consistent; x86 is TSO: store buffers are not modelled"
+_NESTING = "never nested until an iret, which lets the next one in"
+
+
+class Ending(Enum):
+    """Why an exploration has ended."""
+
+    DONE = "done"
+    TIME_LIMIT = "time limit"
+    INTERRUPTED = "interrupted"
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What is found out about a job before it is explored.
+
+    :param window: instructions of each task, in a run that is never patched.
+    :param stores: bytes that become visible together, of each store to text, in order.
+    :param threads: tasks, the patcher, and each kind of interrupt on each CPU.
+    """
+
+    window: tuple[int, ...]
+    stores: tuple[int, ...]
+    threads: int
+
+
+def measure(job: Job) -> Measured:
+    """Run each task alone, and look through the protocol.
+
+    :raises DynftraceError: the machine cannot be made of the job.
+    :raises OptionError: a task never ends when nothing else happens.
+    """
+    world, first = machine_of(job)
+    world.load(first)
+    window = tuple(_instructions(world, task) for task in range(world.idle))
+    world.load(first)
+    stores = tuple(
+        len(operation.piece.data)
+        for operation in world.program.operations(())
+        if isinstance(operation, StoreText)
+    )
+    return Measured(window, stores, _threads(job))
+
+
+def _instructions(world: World, task: int) -> int:
+    count = 0
+
+    def one_more(_task: int, _ip: int, _seen: bytes | None) -> None:
+        nonlocal count
+        count += 1
+
+    world.on_instruction = one_more
+    try:
+        while not world.tasks[task].done:
+            world.run_alone(task)
+            if count > _MAX_ALONE:
+                raise OptionError(f"task {task} does not end when nothing else happens")
+    finally:
+        world.on_instruction = None
+    return count
+
+
+def _threads(job: Job) -> int:
+    """What pct gives a priority: tasks, the patcher; acks, parks, NMIs and timers of each CPU."""
+    setup = job.setup
+    cpus = setup.nr_cpus + 1
+    kinds = 2 + bool(setup.bounds.nmis) + bool(setup.bounds.timers)
+    return len(setup.tasks) + 1 + kinds * cpus
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """An outcome, and everything it holds under."""
+
+    job: Job
+    strategy: Strategy
+    limits: Limits
+    measured: Measured
+    outcome: Outcome
+    ending: Ending
+    seconds: float
+    jobs: int
+
+    @property
+    def finding(self) -> Finding | None:
+        """What was found, if anything."""
+        return self.outcome.found[0] if self.outcome.found else None
+
+    @property
+    def schedule(self) -> tuple[Action, ...]:
+        """The schedule that ends in the finding."""
+        return self.outcome.found[1] if self.outcome.found else ()
+
+    @property
+    def is_exhaustive(self) -> bool:
+        """Whether every schedule within the bounds was run, or joins one that was."""
+        return (
+            self.strategy.kind.value == "exhaustive"
+            and self.ending is Ending.DONE
+            and not self.outcome.truncated
+            and not self.outcome.found
+        )
+
+    @property
+    def runs(self) -> int:
+        """Schedules that were run, to their end or into a state met before."""
+        return self.outcome.schedules + self.outcome.joined
+
+    @property
+    def rate(self) -> float:
+        """Schedules a second, by all workers together."""
+        return self.runs / max(self.seconds, 1e-9)
+
+    def to_json(self) -> dict[str, Any]:
+        """The verdict for machines."""
+        outcome, bounds, model = self.outcome, self.job.setup.bounds, self.job.setup.model
+        finding = self.finding
+        return {
+            "name": self.job.setup.name,
+            "version": __version__,
+            "protocol": self.job.setup.protocol,
+            "vcpus": self.job.setup.nr_cpus,
+            "tasks": len(self.job.setup.tasks),
+            "sites": [
+                {"symbol": site.symbol, "old": site.old, "new": site.new}
+                for site in self.job.setup.sites
+            ],
+            "start_states": outcome.starts,
+            "window": list(self.measured.window),
+            "preemptions": bounds.preemptions,
+            "nmis": bounds.nmis,
+            "timers": bounds.timers,
+            "store_widths": list(self.measured.stores),
+            "text": model.text.value,
+            "chunk": model.chunk,
+            "memory": "sequentially-consistent",
+            "park": model.park.value,
+            "serializing": sorted(model.serializing),
+            "reductions": self._reductions(),
+            "strategy": self.strategy.kind.value,
+            "depth": self.strategy.depth,
+            "seed": self.strategy.seed,
+            "schedules": self.runs,
+            "ended": outcome.schedules,
+            "joined": outcome.joined,
+            "truncated": outcome.truncated,
+            "states": outcome.states,
+            "actions": outcome.actions,
+            "seconds": round(self.seconds, 3),
+            "schedules_per_second": round(self.rate, 1),
+            "jobs": self.jobs,
+            "ending": self.ending.value,
+            "exhaustive": self.is_exhaustive,
+            "finding": finding
+            and {"class": finding.kind.value, "what": finding.what, "cpu": finding.cpu},
+        }
+
+    def lines(self) -> Iterator[str]:
+        """The verdict for people, at most 80 columns wide."""
+        for label, text in self._rows():
+            yield from textwrap.wrap(
+                text, _WIDTH, initial_indent=f"  {label:{_LABEL}}",
+                subsequent_indent=" " * (_LABEL + 2), break_on_hyphens=False,
+            )  # fmt: skip
+        yield from textwrap.wrap(self.sentence, _WIDTH, break_on_hyphens=False)
+
+    @property
+    def sentence(self) -> str:
+        """What it comes to."""
+        if self.finding is not None:
+            return f"FOUND {self.finding.kind.value}: {self.finding.what}"
+        if self.is_exhaustive:
+            return "PROVEN within these bounds: no schedule ends in a finding."
+        return f"NOTHING FOUND in {self.runs:,} schedules; {self._why_no_proof()}"
+
+    def _why_no_proof(self) -> str:
+        if self.ending is Ending.INTERRUPTED:
+            return "interrupted: not exhaustive."
+        if self.ending is Ending.TIME_LIMIT:
+            return "the time limit ended it: not exhaustive."
+        if self.outcome.truncated:
+            return f"{self.outcome.truncated:,} were cut off: not exhaustive."
+        return f"they were drawn ({self.strategy.kind.value}): not exhaustive."
+
+    def _rows(self) -> Iterator[tuple[str, str]]:
+        setup, outcome = self.job.setup, self.outcome
+        model, bounds = setup.model, setup.bounds
+        yield "protocol", setup.protocol
+        yield "vCPUs", f"{setup.nr_cpus}, and one that patches"
+        yield "tasks", self._tasks()
+        yield "sites", self._sites()
+        yield "start states", f"{outcome.starts:,} in which patching begins"
+        yield "window", self._window()
+        yield "preemptions", self._preemptions()
+        yield "NMIs", f"up to {bounds.nmis}, at any time; {_NESTING}" if bounds.nmis else "none"
+        yield "timers", f"up to {bounds.timers}, whenever IF=1" if bounds.timers else "none"
+        yield "stores", self._stores()
+        yield "text", f"{_TEXT[model.text]}; chunks of {model.chunk} bytes"
+        yield "memory", _MEMORY
+        yield "park rule", model.park.value
+        yield "serializing", self._serializing()
+        yield "reductions", ", ".join(self._reductions())
+        yield "strategy", self._strategy()
+        yield (
+            "schedules",
+            (
+                f"{self.runs:,} run ({outcome.schedules:,} to an end, {outcome.joined:,} into a state "
+                f"met before), {outcome.truncated:,} truncated"
+            ),
+        )
+        yield (
+            "work",
+            (
+                f"{outcome.states:,} states, {outcome.actions:,} actions in {self.seconds:.1f} s: "
+                f"{self.rate:,.0f} schedules/s, jobs {self.jobs}"
+            ),
+        )
+        yield "version", f"{__version__}, seed {self.strategy.seed}"
+
+    def _tasks(self) -> str:
+        return "; ".join(
+            f"{number}: {', '.join(task.functions)}"
+            + (f" x{task.rounds}" if task.rounds > 1 else "")
+            + f" on vCPU {task.cpu}"
+            for number, task in enumerate(self.job.setup.tasks)
+        )
+
+    def _sites(self) -> str:
+        world, _ = machine_of(self.job)
+        sites = self.job.setup.sites
+        spots = zip(sites, world.spots, strict=True)
+        return f"{len(sites)}: " + "; ".join(
+            f"{site.symbol} (byte {spot.address % 64} of 64): {site.old} -> {site.new}"
+            for site, spot in spots
+        )
+
+    def _window(self) -> str:
+        counts = ", ".join(f"{count:,} of task {n}" for n, count in enumerate(self.measured.window))
+        return f"instructions: {counts} (a run never patched); all of them are in it"
+
+    def _preemptions(self) -> str:
+        bound = self.job.setup.bounds.preemptions
+        return "no bound: every interleaving" if bound is None else f"up to {bound}"
+
+    def _stores(self) -> str:
+        if not self.measured.stores:
+            return "none by the protocol itself"
+        widths = " + ".join(map(str, self.measured.stores))
+        return f"{widths} bytes to text; each is whole"
+
+    def _serializing(self) -> str:
+        chosen = ", ".join(sorted(self.job.setup.model.serializing))
+        base = "an interrupt acknowledged with IF=1 outside an NMI"
+        return f"{base}; {chosen}" if chosen else f"{base}; no instruction"
+
+    def _reductions(self) -> list[str]:
+        if not self.job.quiet:
+            return ["none"]
+        found = ["quiet instructions", "dead stack"]
+        if self.strategy.kind.value == "exhaustive":
+            found.insert(1, "state joining (128-bit fingerprints)")
+        return found
+
+    def _strategy(self) -> str:
+        strategy = self.strategy
+        if strategy.kind.value != "pct":
+            return strategy.kind.value
+        return f"pct, depth {strategy.depth}"

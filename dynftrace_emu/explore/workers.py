@@ -1,0 +1,142 @@
+"""Who does the work: this process, several of it, or a cluster.
+
+All of them are executors (:mod:`concurrent.futures`). What they are given are pure functions of
+their arguments, so work that was lost with a process is simply done again.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections import deque
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from dynftrace_emu.errors import DynftraceError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from types import TracebackType
+
+__all__ = ["LostWorker", "Workers", "here", "processes"]
+
+_AHEAD = 3
+"""Pieces of work handed out for each worker: one it does, and some that wait for it."""
+_MAX_LOSSES = 3
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class LostWorker(DynftraceError):
+    """Processes that did the work have ended, again and again."""
+
+    exit_code = 2
+
+
+class Workers(AbstractContextManager["Workers"]):
+    """Some workers, begun when they are first needed.
+
+    :param begin: makes the executor; it may be asked for another one if that breaks.
+    :param count: how many there are.
+    """
+
+    def __init__(self, begin: Callable[[], Executor], count: int) -> None:
+        self.count = count
+        self.lost = 0
+        """How often work had to be done again."""
+        self._ahead = _AHEAD * count if count > 1 else 1
+        self._begin = begin
+        self._executor: Executor | None = None
+
+    def map(self, function: Callable[[T], R], pieces: Iterable[T]) -> Iterator[R]:
+        """``function`` of each piece, in order; pieces are handed out a few ahead.
+
+        :raises LostWorker: the processes keep ending.
+        """
+        todo = iter(pieces)
+        waiting: deque[tuple[T, Future[R]]] = deque()
+        try:
+            while True:
+                while len(waiting) < self._ahead:
+                    try:
+                        piece = next(todo)
+                    except StopIteration:
+                        break
+                    waiting.append((piece, self._submit(function, piece)))
+                if not waiting:
+                    return
+                try:
+                    result = waiting[0][1].result()
+                except BrokenProcessPool:
+                    self._begin_anew()
+                    waiting = deque((p, self._submit(function, p)) for p, _ in waiting)
+                    continue
+                waiting.popleft()
+                yield result
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+    def _submit(self, function: Callable[[T], R], piece: T) -> Future[R]:
+        if self._executor is None:
+            self._executor = self._begin()
+        try:
+            return self._executor.submit(function, piece)
+        except BrokenProcessPool:
+            self._begin_anew()
+            return self._submit(function, piece)
+
+    def _begin_anew(self) -> None:
+        self.lost += 1
+        if self.lost > _MAX_LOSSES:
+            raise LostWorker(
+                "worker processes keep ending: is memory short (--jobs fewer, --states fewer)?"
+            )
+        if self._executor is not None:
+            self._executor.shutdown(wait=False, cancel_futures=True)
+        self._executor = self._begin()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._executor is not None:
+            self._executor.shutdown(wait=True, cancel_futures=True)
+
+
+class _Here(Executor):
+    """Does at once what it is given."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:  # noqa: BLE001 - it is raised where the result is asked for
+            future.set_exception(error)
+        return future
+
+
+def here() -> Workers:
+    """This process and thread."""
+    return Workers(_Here, 1)
+
+
+def _ignore_interrupts() -> None:
+    """Ctrl-C goes to all processes of a terminal; the first one decides what comes of it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def processes(count: int) -> Workers:
+    """That many processes of this program."""
+    methods = multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+
+    def begin() -> Executor:
+        return ProcessPoolExecutor(count, mp_context=context, initializer=_ignore_interrupts)
+
+    return Workers(begin, count)
