@@ -5,11 +5,14 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from dynftrace_emu.explore.protocol_file import protocol_of
 from dynftrace_emu.explore.setup import Setup, build
-from dynftrace_emu.explore.state import State
-from dynftrace_emu.explore.world import World
+
+if TYPE_CHECKING:
+    from dynftrace_emu.explore.state import State
+    from dynftrace_emu.explore.world import World
 
 __all__ = ["Job", "machine_of"]
 

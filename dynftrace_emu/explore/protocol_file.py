@@ -156,7 +156,7 @@ def _guard(file: str, function: Callable[..., Any], *arguments: Any) -> Any:
     except _TooLong as error:
         what = f"{_MAX_LINES:,} lines, and no step comes: no end"
         raise ProtocolError(f"{file}:{error.args[0]}: {what}") from None
-    except BaseException as error:  # SystemExit, too
+    except BaseException as error:  # noqa: BLE001 - SystemExit, too: it is somebody else's code
         what = f"{type(error).__name__}: {error}".removesuffix(": ")
         raise ProtocolError(f"{file}:{_line(file, error)}: {what}") from None
     finally:

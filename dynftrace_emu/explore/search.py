@@ -92,10 +92,9 @@ class _Exhaustive:
     def run(self, prefix: Sequence[Action] = ()) -> Outcome:
         """Search below the world's present state, of what begins with ``prefix``."""
         self._enter(None, 0, 0)
-        for action in prefix:
-            node = self._nodes[-1]
-            node.todo = iter(())
-            self._take(node, action)
+        for first in prefix:
+            self._nodes[-1].todo = iter(())
+            self._take(self._nodes[-1], first)
         while self._nodes and self.outcome.found is None:
             node = self._nodes[-1]
             action = next(node.todo, None)

@@ -240,8 +240,8 @@ class Verdict:
         yield (
             "schedules",
             (
-                f"{self.runs:,} run ({outcome.schedules:,} to an end, {outcome.joined:,} into a state "
-                f"met before), {outcome.truncated:,} truncated"
+                f"{self.runs:,} run ({outcome.schedules:,} to an end, {outcome.joined:,} into a "
+                f"state met before), {outcome.truncated:,} truncated"
             ),
         )
         yield (

@@ -122,7 +122,7 @@ class _Here(Executor):
 
 
 def here() -> Workers:
-    """This process and thread."""
+    """The calling thread alone."""
     return Workers(_Here, 1)
 
 
