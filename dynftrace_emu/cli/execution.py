@@ -25,9 +25,17 @@ if TYPE_CHECKING:
     from dynftrace_emu.ftrace.run import Run
     from dynftrace_emu.tracefs.controls import Controls
 
-__all__ = ["finish", "interruptible", "print_console", "run_and_catch"]
+__all__ = ["finish", "interruptible", "run_and_catch", "show_console"]
 
 INTERRUPTED = 130
+
+
+def show_console(traced: Run, *, verbose: bool, as_json: bool) -> None:
+    """Show what the guest prints: an ELF image's is output, our kernel's is for the curious."""
+    if traced.image.elf is not None:
+        traced.machine.console.on_line = lambda _, line: click.echo(line, err=as_json)
+    elif verbose:
+        traced.machine.console.on_line = print_console
 
 
 def print_console(vcpu: int, line: str) -> None:

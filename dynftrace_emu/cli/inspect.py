@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dynftrace_emu.cli.options import image_argument, json_option, variant_option
+from dynftrace_emu.cli.options import checked_variant, image_argument, json_option, variant_option
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,12 +40,12 @@ SCHEMA = 1
     help="Where that walk begins.",
 )
 @json_option("Print one JSON document.")
-def inspect(image: str, variant: str, check_nmi: bool, nmi_entry: str, as_json: bool) -> int:
+def inspect(image: str, variant: str | None, check_nmi: bool, nmi_entry: str, as_json: bool) -> int:
     """Show IMAGE's functions, call sites and notrace functions, without running it."""
     from dynftrace_emu.kernel.callgraph import nmi_check
     from dynftrace_emu.kernel.mini_kernel import load_image
 
-    kernel = load_image(image, variant)
+    kernel = load_image(image, checked_variant(image, variant))
     if check_nmi:
         check = nmi_check(kernel, nmi_entry)
         _show_check(kernel, check, as_json=as_json)
@@ -69,9 +69,52 @@ def _contents(image: KernelImage) -> dict[str, Any]:
             {"name": f.name, "address": f"{f.address:#x}", "size": f.size, "source": f.source}
             for f in image.functions
         ],
+        **_style(image),
         "call_sites": list(_sites(image)),
         "notrace": [function.name for function in image.notrace],
     }
+
+
+def _style(image: KernelImage) -> dict[str, Any]:
+    """How an ELF image's compiler made its call sites, and what the table says of them."""
+    from dynftrace_emu.kernel.elf_image import ElfImage
+
+    if not isinstance(image, ElfImage):
+        return {}
+    sites, table = image.sites, image.sites.table
+    entry = image.file_entry
+    return {
+        "entry": None if entry is None else f"{entry:#x}",
+        "style": sites.style,
+        "mcount_guessed": sites.guessed,
+        "table": None
+        if table is None
+        else {
+            "name": table.name,
+            "entries": table.entries,
+            "sites": len(table.sites),
+            "unlisted": [f"{site:#x}" for site in sites.unlisted],
+        },
+        "ignored": [{"address": f"{i.address:#x}", "reason": i.reason} for i in sites.ignored],
+    }
+
+
+def _style_lines(contents: dict[str, Any]) -> Iterator[str]:
+    if "style" not in contents:
+        return
+    yield f"Compiled with: {contents['style'] or 'nothing that makes call sites'}"
+    if contents["mcount_guessed"]:
+        yield "No symbol says where mcount is: it was worked out from its callers."
+    table = contents["table"]
+    if table is None:
+        yield "No table lists the sites: they are found as they run, or by disassembly."
+        return
+    found = "each is one that disassembly finds"
+    if table["unlisted"]:
+        found += f"; {len(table['unlisted'])} more calls are not in it: {table['unlisted'][0]}, ..."
+    yield f"{table['name']} lists {table['entries']} sites; {found}."
+    for ignored in contents["ignored"]:
+        yield f"ignored: {ignored['address']}: {ignored['reason']}"
 
 
 def _sites(image: KernelImage) -> Iterator[dict[str, Any]]:
@@ -95,6 +138,7 @@ def _lines(contents: dict[str, Any]) -> Iterator[str]:
         f"{contents['image']} ({contents['variant']}): {len(contents['functions'])} functions, "
         f"{len(sites)} call sites, {len(contents['notrace'])} notrace"
     )
+    yield from _style_lines(contents)
     yield ""
     yield "Call sites, each as call, jmp and nop:"
     for site in sites:
@@ -106,7 +150,8 @@ def _lines(contents: dict[str, Any]) -> Iterator[str]:
     notrace = set(contents["notrace"])
     for function in contents["functions"]:
         if function["name"] in notrace:
-            yield f"{function['address']}  {function['name']}  ({function['source']})"
+            source = f"  ({function['source']})" if function["source"] else ""
+            yield f"{function['address']}  {function['name']}{source}"
 
 
 def _show_check(image: KernelImage, check: NmiCheck, *, as_json: bool) -> None:

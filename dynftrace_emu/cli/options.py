@@ -7,7 +7,14 @@ from typing import Any
 
 import click
 
-__all__ = ["TracingType", "image_argument", "json_option", "variant_option"]
+__all__ = [
+    "SizeType",
+    "TracingType",
+    "checked_variant",
+    "image_argument",
+    "json_option",
+    "variant_option",
+]
 
 VARIANTS = ("dynamic", "static", "none")
 
@@ -36,6 +43,26 @@ class TracingType(click.ParamType[tuple[float, float | None]]):
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
+class SizeType(click.ParamType[int]):
+    """Bytes, as ``65536``, ``64K`` or ``16M``."""
+
+    name = "size"
+
+    def convert(
+        self,
+        value: Any,
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> int:
+        """Parse; whether so much is allowed is checked with the other options."""
+        if isinstance(value, int):
+            return value
+        from dynftrace_emu.kernel.start import parse_size
+
+        option = param.opts[0] if param is not None else "size"
+        return parse_size(option, str(value))
+
+
 def image_argument() -> Decorator:
     """The IMAGE argument."""
     return click.argument("image", default="mini-kernel")
@@ -46,10 +73,22 @@ def variant_option() -> Decorator:
     return click.option(
         "--variant",
         type=click.Choice(VARIANTS),
-        default="dynamic",
-        show_default=True,
-        help="dynamic ftrace; calls that are never patched; or no calls at all.",
+        help="Of our kernels: dynamic ftrace; calls that are never patched; or no calls at all. "
+        "[default: dynamic]",
     )
+
+
+def checked_variant(image: str, variant: str | None) -> str:
+    """The variant of an image; only our kernels have others than the one they are.
+
+    :raises OptionError: a variant was asked of an ELF image.
+    """
+    from dynftrace_emu.errors import OptionError
+    from dynftrace_emu.kernel.mini_kernel import is_elf
+
+    if variant is not None and is_elf(image):
+        raise OptionError(f"--variant is for the mini-kernel; {image} is an ELF image")
+    return variant or "dynamic"
 
 
 def json_option(help_text: str) -> Decorator:

@@ -69,8 +69,7 @@ def record(
     Every option of run is there too; a --at that writes current_tracer or tracing_on says when
     tracing begins instead.
     """
-    if values["discover"] is None and values["variant"] == "dynamic":
-        values["discover"] = "scan"
+    values["knows_all"] = True
     writes = [
         *([f"buffer_size_kb={size_kb}"] if size_kb is not None else ()),
         *([f"trace_clock={clock}"] if clock is not None else ()),
@@ -102,7 +101,7 @@ def _start(tracer: str, at: Sequence[str]) -> Iterator[str]:
 
 
 def _execute(options: RunOptions, output: Path, *, as_json: bool, verbose: bool) -> int:
-    from dynftrace_emu.cli.execution import finish, interruptible, print_console, run_and_catch
+    from dynftrace_emu.cli.execution import finish, interruptible, run_and_catch, show_console
     from dynftrace_emu.cli.live import TickView
     from dynftrace_emu.export.convert import convert_recording, converter
     from dynftrace_emu.export.recorder import Recorder
@@ -116,12 +115,11 @@ def _execute(options: RunOptions, output: Path, *, as_json: bool, verbose: bool)
     with ExitStack() as stack:
         view = None if as_json else stack.enter_context(TickView(options.vcpus))
         traced = Run(options, on_tick=view.show if view else None)
-        controls = Controls(traced)
-        recorder = Recorder(traced, target)
         if traced.note:
             click.echo(f"note: {traced.note}", err=True)
-        if verbose:
-            traced.machine.console.on_line = print_console
+        controls = Controls(traced)
+        recorder = Recorder(traced, target)
+        show_console(traced, verbose=verbose, as_json=as_json)
         recorded: list[RecordedCpu] = []
         with interruptible(traced) as interrupted:
             try:

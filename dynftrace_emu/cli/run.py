@@ -46,8 +46,8 @@ def run(
     """Boot IMAGE and watch it record its call sites, get them patched, and settle.
 
     IMAGE is a built-in name (mini-kernel, mini-kernel-nmi-broken, synthetic:N for a
-    generated kernel of N functions), else a path to assembly text
-    (./x forces a path).
+    generated kernel of N functions), else a path to an ELF file or to assembly
+    text (./x forces a path).
     """
     from dynftrace_emu.cli.repro import read_repro
 
@@ -55,8 +55,19 @@ def run(
         _refuse_other_options(ctx)
         options, digest = read_repro(repro)
     else:
+        if values["call"] is not None:
+            _trace_the_call(values)
         options, digest = to_run_options(values), None
     return _execute(options, digest, as_json=as_json, verbose=verbose, watch=watch)
+
+
+def _trace_the_call(values: dict[str, Any]) -> None:
+    """Show what the function does, unless the user says what is to be traced."""
+    writes = [*values["set"], *(text.partition(":")[2] for text in values["at"])]
+    if not any("current_tracer=" in text for text in writes) and values["tracing"] is None:
+        values["set"] = (*values["set"], "current_tracer=function_graph")
+    if not values["show"]:
+        values["show"] = ("trace",)
 
 
 def _refuse_other_options(ctx: click.Context) -> None:
@@ -70,7 +81,7 @@ def _refuse_other_options(ctx: click.Context) -> None:
 def _execute(
     options: RunOptions, digest: str | None, *, as_json: bool, verbose: bool, watch: str | None
 ) -> int:
-    from dynftrace_emu.cli.execution import finish, interruptible, print_console, run_and_catch
+    from dynftrace_emu.cli.execution import finish, interruptible, run_and_catch, show_console
     from dynftrace_emu.cli.live import TickView
     from dynftrace_emu.ftrace.run import Run
     from dynftrace_emu.ftrace.watch import Watch
@@ -79,13 +90,12 @@ def _execute(
     with ExitStack() as stack:
         view = None if as_json else stack.enter_context(TickView(options.vcpus))
         traced = Run(options, on_tick=view.show if view else None)
+        if traced.note:
+            click.echo(f"note: {traced.note}", err=True)
         controls = Controls(traced)
         if digest is not None and digest != traced.image.sha256:
             click.echo("warning: the image differs from the one that failed", err=True)
-        if traced.note:
-            click.echo(f"note: {traced.note}", err=True)
-        if verbose:
-            traced.machine.console.on_line = print_console
+        show_console(traced, verbose=verbose, as_json=as_json)
         watcher = Watch(traced, watch) if watch else None
         if view is not None:
             view.begin(traced)

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dynftrace_emu.cli.options import Decorator, TracingType, json_option, variant_option
+from dynftrace_emu.cli.options import (
+    Decorator,
+    SizeType,
+    TracingType,
+    checked_variant,
+    json_option,
+    variant_option,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,9 +92,35 @@ _OPTIONS: tuple[Decorator, ...] = (
     click.option("-v", "--verbose", is_flag=True, help="Show the guest's own messages, on stderr."),
     click.option(
         "--discover",
-        type=click.Choice(["runtime", "scan"]),
-        help="Learn of call sites as they run, or of all at boot. [default: runtime; scan where "
-        "--set names functions, and for record]",
+        type=click.Choice(["auto", "runtime", "table", "scan"]),
+        help="Learn of call sites as they run, of those in the image's table at boot, or of all. "
+        "[default: auto: the table if there is one, else runtime; scan where --set names "
+        "functions, and for record]",
+    ),
+    click.option(
+        "--entry", metavar="SYMBOL", help="Where an ELF image starts, instead of its entry."
+    ),
+    click.option(
+        "--call",
+        metavar="'SYMBOL(...)'",
+        help='Call one function of an ELF image with numbers and "texts"; print what it returns.',
+    ),
+    click.option(
+        "--secondary",
+        metavar="SYMBOL",
+        help="Where the other vCPUs of an ELF image start. [default: secondary_start]",
+    ),
+    click.option(
+        "--ram",
+        type=SizeType(),
+        metavar="SIZE",
+        help="Free memory behind an ELF image. [default: 16M]",
+    ),
+    click.option(
+        "--stack",
+        type=SizeType(),
+        metavar="SIZE",
+        help="Stack of each of its vCPUs. [default: 64K]",
     ),
     click.option(
         "--set",
@@ -123,6 +156,7 @@ def to_run_options(values: dict[str, Any]) -> RunOptions:
     from dynftrace_emu.ftrace.options import DEFAULT_SECONDS, EngineName, RunOptions
     from dynftrace_emu.machine.engine import Park
 
+    values["variant"] = checked_variant(values["image"], values["variant"])
     if values["seconds"] is None and values["iterations"] is None:
         values["seconds"] = DEFAULT_SECONDS
     values["engine"] = EngineName(values["engine"]) if values["engine"] else None

@@ -11,7 +11,13 @@ if TYPE_CHECKING:
 
     from dynftrace_emu.ftrace.run import Run
 
-__all__ = ["summary"]
+__all__ = ["summary", "value_text"]
+
+_ENDS = {
+    "shutdown": "It ended the machine through the exit port.",
+    "idle": "It ended: every vCPU halted, and nothing will ever wake one.",
+    "time": "The time was up before it came to an end.",
+}
 
 
 def summary(run: Run, result: dict[str, Any]) -> Iterator[str]:
@@ -27,11 +33,35 @@ def summary(run: Run, result: dict[str, Any]) -> Iterator[str]:
         yield from _speed(run)
         yield _stops(result)
     yield from _tracing(result)
+    if run.image.elf is not None:
+        yield from _end_of_image(result)
     if not workloads(run.image):
         return
     work = result["workload"]
     for cpu, (count, checksum) in enumerate(zip(work["iterations"], work["checksum"], strict=True)):
         yield f"vCPU {cpu}: {count:,} iterations, checksum {checksum}"
+
+
+def _end_of_image(result: dict[str, Any]) -> Iterator[str]:
+    """How an ELF image came to its end, and what it returned."""
+    what = result["call"] or "The entry"
+    if result["returned"] is not None:
+        sign = " =" if result["call"] else " returned"
+        yield f"{what}{sign} {value_text(int(result['returned'], 16))}"
+    elif result["call"]:
+        yield f"{what} did not return."
+    if result["ended"] in _ENDS:
+        yield _ENDS[result["ended"]]
+
+
+def value_text(value: int) -> str:
+    """A 64-bit return value: hexadecimal, and what else it may mean."""
+    texts = [f"{value:#x}"]
+    if value >> 63:
+        texts.append(f"{value - (1 << 64)}")
+    elif value >> 31 == 1:
+        texts.append(f"{value - (1 << 32)} as an int")
+    return f"{value} ({', '.join(texts)})"
 
 
 def _sites(result: dict[str, Any]) -> Iterator[str]:

@@ -67,7 +67,7 @@ class Recorder:
 
     def _info(self) -> TraceInfo:
         image = self._run.image
-        functions = tuple((f.address, f.size, f.name) for f in image.functions)
+        functions = tuple((f.address, f.size, f.name) for f in image.named_code)
         return TraceInfo(
             self._tracer,
             self._tracing.nr_cpus,

@@ -11,6 +11,7 @@ import numpy as np
 from dynftrace_emu.ftrace.encodings import CALL, JMP, MCOUNT_INSN_SIZE, NOP, matches
 from dynftrace_emu.ftrace.ftraced import SKIP_REASONS, equilibrium
 from dynftrace_emu.ftrace.options import EngineName
+from dynftrace_emu.kernel.elf_image import ElfImage
 from dynftrace_emu.machine.engine import RunEnd
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def document(run: Run) -> dict[str, Any]:
     threaded = options.engine is EngineName.THREADED
     ticks = [asdict(tick) for tick in run.daemon.ticks]
     assert options.engine is not None
-    return {
+    result = {
         "schema": SCHEMA,
         "image": run.image.name,
         "variant": options.variant,
@@ -55,6 +56,24 @@ def document(run: Run) -> dict[str, Any]:
             "iterations": kernel.percpu("iterations"),
             "checksum": [f"{value:#018x}" for value in kernel.percpu("checksum")],
         },
+    }
+    if run.image.elf is not None:
+        del result["workload"]
+        result |= _of_image(run)
+    return result
+
+
+def _of_image(run: Run) -> dict[str, Any]:
+    """What only a run of an ELF image has: how it ended, and what came back."""
+    image = run.image
+    assert isinstance(image, ElfImage)
+    returned = run.kernel.returned
+    return {
+        "call": run.options.call,
+        "returned": None if returned is None else f"{returned:#x}",
+        "ended": None if run.ended is None else run.ended.value,
+        "style": image.sites.style,
+        "console": [line for _, line in run.machine.console.lines],
     }
 
 

@@ -75,8 +75,8 @@ class DynamicFtrace:
     :param disabled: how a disabled site reads: the seed's jump, or the later nop.
     :param boot_records: the batch at boot, in records; given out in whole pages.
     :param protocol: how text is changed while the machine is stopped.
-    :param scan: take every site that disassembly finds, at once, as Linux's table does since
-        d61f82d06672's successors; else sites are recorded when they run, as in the seed.
+    :param known: sites to take at once, as Linux's table gives them since d61f82d06672's
+        successors; others are recorded when they run, as in the seed.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class DynamicFtrace:
         disabled: Encoding = JMP,
         boot_records: int = ENTRIES_PER_PAGE,
         protocol: Protocol = stop_machine_protocol,
-        scan: bool = False,
+        known: NDArray[np.uint64] | None = None,
     ) -> None:
         self._kernel = kernel
         self._machine = kernel.machine
@@ -110,8 +110,8 @@ class DynamicFtrace:
         self._ftraced_trigger = False
         self.arch.shutdown_arch_init(boot_records)
         kernel.enable_bits(1 << TraceBit.COUNT)
-        if scan:
-            self._scan()
+        if known is not None and len(known):
+            self._take(known)
         for vcpu in kernel.machine.vcpus:
             vcpu.in_ports[FTRACE_RECORD_PORT] = self._record_ip
 
@@ -142,9 +142,8 @@ class DynamicFtrace:
         """Records used, failed ones included."""
         return self.arch.records.used
 
-    def _scan(self) -> None:
-        """Record every call site of the image and disable it, before anybody runs the code."""
-        sites = self._kernel.image.call_sites
+    def _take(self, sites: NDArray[np.uint64]) -> None:
+        """Record these sites and disable them, before anybody runs the code."""
         self.arch.records.add_many(sites + np.uint64(MCOUNT_INSN_SIZE))
         self.arch.code_disable(0)
         self.map.set(sites, np.zeros(len(sites), dtype=np.uint32))

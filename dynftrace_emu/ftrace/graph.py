@@ -11,11 +11,14 @@ import numpy as np
 
 from dynftrace_emu.kernel.structs import (
     PAGE_SIZE,
+    RET_NODE,
+    RET_NODES,
     RET_STACK,
     RET_STACK_BYTES,
     STACK_AREA,
     STACK_SLOT,
     STACKS_PER_CPU,
+    RetFlag,
 )
 
 if TYPE_CHECKING:
@@ -54,7 +57,10 @@ class GraphSettings:
 
 
 class RetStacks:
-    """A shadow stack for every stack of every CPU; once made they stay (returns may be hooked)."""
+    """A shadow stack for every stack of every CPU; once made they stay (returns may be hooked).
+
+    For an ELF image, whose stacks are unknown, one for every call that is hooked.
+    """
 
     def __init__(self, kernel: GuestKernel, pool: PagePool) -> None:
         self._kernel, self._pool = kernel, pool
@@ -65,6 +71,11 @@ class RetStacks:
         if self._address is None:
             return 0
         session = self._kernel.read("ftrace_graph_session")
+        if self._kernel.image.elf is not None:
+            nodes = self._kernel.machine.memory.view(self._address, RET_NODE.dtype, RET_NODES)
+            mine = (nodes["frame"] != 0) & (nodes["cpu"] == cpu)
+            shown = nodes["entry"]["flags"] & np.uint64(RetFlag.DEPTH)
+            return int((mine & (nodes["entry"]["session"] == session) & (shown != 0)).sum())
         stacks = self._kernel.machine.memory.view(
             self._address + cpu * STACKS_PER_CPU * RET_STACK_BYTES,
             "u1",
@@ -79,6 +90,10 @@ class RetStacks:
         :raises ImageError: the guest's RAM is used up.
         """
         if self._address is not None:
+            return
+        if self._kernel.image.elf is not None:
+            self._address = self._pool.alloc(-(-RET_NODES * RET_NODE.size // PAGE_SIZE))
+            self._kernel.write("ftrace_ret_stacks", self._address)
             return
         stacks = STACKS_PER_CPU * len(self._kernel.machine.vcpus)
         address = self._pool.alloc(stacks * RET_STACK_BYTES // PAGE_SIZE)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_SECONDS", "DISCOVER", "EngineName", "RunOptions"]
 
 DEFAULT_SECONDS = 5.0
-DISCOVER = ("runtime", "scan")
+DISCOVER = ("auto", "runtime", "table", "scan")
 _MAX_BOOT_RECORDS = 1_000_000
 
 
@@ -37,9 +37,11 @@ class RunOptions:
 
     ``engine`` None: threaded where the image has safepoints, else deterministic. ``seconds`` None:
     no limit. ``workload`` None: ``default``, if the image has workloads. ``boot_records`` None: a
-    page of them, or room for all call sites of ``synthetic:N``. ``discover`` None:
-    ``runtime``, or ``scan`` where ``set`` chooses functions before any has run. ``set`` and ``at``
-    are writes to control files (:mod:`.tracefs.commands`), ``show`` names files.
+    page of them, or room for all call sites of ``synthetic:N``. ``discover`` None or
+    ``auto``: ``table`` where the image has one, ``scan`` where ``set`` chooses functions before any
+    has run or ``knows_all`` asks for it, else ``runtime``. ``set`` and ``at`` are writes to control
+    files (:mod:`.tracefs.commands`), ``show`` names files. ``entry``, ``call``, ``secondary``,
+    ``ram`` and ``stack`` are for ELF images (:mod:`.kernel.start`).
     """
 
     image: str = "mini-kernel"
@@ -58,6 +60,12 @@ class RunOptions:
     park: Park | None = None
     virtual_hz: int | None = None
     discover: str | None = None
+    knows_all: bool = False
+    entry: str | None = None
+    call: str | None = None
+    secondary: str | None = None
+    ram: int | None = None
+    stack: int | None = None
     set: tuple[str, ...] = ()
     at: tuple[str, ...] = ()
     show: tuple[str, ...] = ()
@@ -182,10 +190,14 @@ _CHOOSES = re.compile(
 _NOTHING = type(None)
 _TYPES: tuple[tuple[tuple[str, ...], tuple[type, ...], str], ...] = (
     (("image", "variant", "site"), (str,), "text"),
-    (("workload", "discover"), (str, _NOTHING), "text"),
+    (("workload", "discover", "entry", "call", "secondary"), (str, _NOTHING), "text"),
     (("set", "at", "show"), (tuple,), "a list of texts"),
     (("seed", "vcpus"), (int,), "a whole number"),
-    (("iterations", "virtual_hz", "boot_records"), (int, _NOTHING), "a whole number"),
+    (
+        ("iterations", "virtual_hz", "boot_records", "ram", "stack"),
+        (int, _NOTHING),
+        "a whole number",
+    ),
     (("period", "nmi_rate"), (int, float), "a number"),
     (("seconds",), (int, float, _NOTHING), "a number"),
     (("tracing",), (tuple, _NOTHING), "FROM and UNTIL"),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from dynftrace_emu.errors import OptionError
 from dynftrace_emu.ftrace.dynamic import DynamicFtrace
@@ -12,27 +13,25 @@ from dynftrace_emu.ftrace.events import FtraceEvent, Observer, TracingSwitched
 from dynftrace_emu.ftrace.ftraced import Ftraced, Tick
 from dynftrace_emu.ftrace.options import EngineName, RunOptions
 from dynftrace_emu.ftrace.patcher import ftrace_bug
+from dynftrace_emu.ftrace.resolve import find_start, find_workload, resolve
 from dynftrace_emu.ftrace.static import StaticFtrace
 from dynftrace_emu.ftrace.tracing import Tracing
-from dynftrace_emu.kernel.boot import boot
-from dynftrace_emu.kernel.mini_kernel import load_image, workloads
-from dynftrace_emu.kernel.structs import ENTRIES_PER_PAGE
-from dynftrace_emu.kernel.synthetic import SYNTHETIC
+from dynftrace_emu.kernel.boot import DEFAULT_HZ, boot
+from dynftrace_emu.kernel.mini_kernel import load_image
 from dynftrace_emu.machine.deterministic import DEFAULT_VIRTUAL_HZ, DeterministicEngine
 from dynftrace_emu.machine.engine import Park, RunEnd
-from dynftrace_emu.machine.native_hook import why_no_native_hooks
 from dynftrace_emu.machine.threaded import ThreadedEngine
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from numpy.typing import NDArray
 
     from dynftrace_emu.kernel.image import KernelImage
     from dynftrace_emu.machine.engine import Engine, Kthread
     from dynftrace_emu.machine.machine import Machine
 
 __all__ = ["Run"]
-
-DEFAULT_WORKLOAD = "default"
 
 
 class Run:
@@ -52,14 +51,16 @@ class Run:
         image: KernelImage | None = None,
     ) -> None:
         self.image = image or load_image(options.image, options.variant)
-        self.options, self.note = _resolve(options, self.image)
+        self.options, self.note = resolve(options, self.image)
         self.kernel = boot(
             self.image,
             self.options.vcpus,
             self._make_engine,
+            hz=DEFAULT_HZ if self.image.elf is None else 0,  # it has no timer of ours
             nmi_rate=self.options.nmi_rate,
-            workload=_workload(self.options, self.image),
+            workload=find_workload(self.options, self.image),
             iterations=self.options.iterations or 0,
+            start=find_start(self.options, self.image),
         )
         self.machine = self.kernel.machine
         self.ftrace: DynamicFtrace | StaticFtrace | None = self._make_ftrace()
@@ -100,7 +101,7 @@ class Run:
     def violations(self) -> list[str]:
         """What broke the rules while the guest went on: a report each, empty if all is well."""
         if self.dynamic is None:
-            return []
+            return self._unreturned()
         symbolize = self.image.symbolize
         reports = [
             ftrace_bug(mismatch, symbolize(mismatch.ip))
@@ -111,7 +112,17 @@ class Run:
             "notrace_nmi (find the path with: dynftrace-emu inspect --nmi-check)"
             for site in self.dynamic.recorded_in_nmi
         ]
-        return reports
+        return reports + self._unreturned()
+
+    def _unreturned(self) -> list[str]:
+        """A call that was asked for and did not come to its end."""
+        if self.options.call is None or self.ended is not RunEnd.TIME:
+            return []
+        if self.kernel.returned is not None:
+            return []
+        return [
+            f"{self.options.call} has not returned after {self.options.seconds:g} s (--seconds)"
+        ]
 
     def _make_engine(self, machine: Machine) -> Engine:
         if self.options.engine is EngineName.THREADED:
@@ -132,8 +143,16 @@ class Run:
             self.kernel,
             disabled=DISABLED[self.options.site],
             boot_records=self.options.boot_records or 0,
-            scan=self.options.discover == "scan",
+            known=self._known_sites(),
         )
+
+    def _known_sites(self) -> NDArray[np.uint64]:
+        """The sites that are known before anything runs."""
+        if self.options.discover == "scan":
+            return self.image.call_sites
+        if self.options.discover == "table":
+            return self.image.table_sites
+        return np.zeros(0, dtype=np.uint64)
 
     def _tracing(self, begin: float, end: float | None) -> Kthread:
         if begin > 0:
@@ -146,79 +165,3 @@ class Run:
     def _keep_switch(self, event: FtraceEvent) -> None:
         if isinstance(event, TracingSwitched):
             self.switches.append(event)
-
-
-def _resolve(options: RunOptions, image: KernelImage) -> tuple[RunOptions, str]:
-    """Fill in what depends on the image; the note says what was chosen and why.
-
-    :raises OptionError: the options do not go with the image.
-    """
-    if options.tracing is not None and image.mcount is None:
-        raise OptionError(f"--tracing: {image.name} has no mcount")
-    if options.boot_records is None:
-        options = replace(options, boot_records=_default_boot_records(image))
-    options, note = _resolve_discover(options)
-    options, engine_note = _resolve_engine(options, image)
-    return options, "; ".join(filter(None, (note, engine_note)))
-
-
-def _default_boot_records(image: KernelImage) -> int:
-    """One page; for an image that is there for its many sites, room for all of them."""
-    if image.name.startswith(SYNTHETIC):
-        return len(image.call_sites)
-    return ENTRIES_PER_PAGE
-
-
-def _resolve_discover(options: RunOptions) -> tuple[RunOptions, str]:
-    if options.variant != "dynamic":
-        if options.discover is not None:
-            raise OptionError("--discover: only the variant dynamic has call sites to find")
-        return options, ""
-    if options.discover is not None:
-        return options, ""
-    if options.chooses_functions:
-        note = "--set names functions before any has run: using --discover scan"
-        return replace(options, discover="scan"), note
-    return replace(options, discover="runtime"), ""
-
-
-def _resolve_engine(options: RunOptions, image: KernelImage) -> tuple[RunOptions, str]:
-    if options.engine is EngineName.DETERMINISTIC:
-        return options, ""
-    why_not = _why_not_threaded(options, image)
-    if options.engine is EngineName.THREADED:
-        if why_not:
-            raise OptionError(f"--engine threaded: {why_not}; use --engine deterministic")
-        return options, ""
-    if why_not:
-        note = f"{why_not}: using the deterministic engine"
-        return replace(options, engine=EngineName.DETERMINISTIC), note
-    if options.park is not None or options.virtual_hz is not None or options.workload == "shared":
-        raise OptionError("--park, --virtual-hz and --workload shared need --engine deterministic")
-    return replace(options, engine=EngineName.THREADED), ""
-
-
-def _why_not_threaded(options: RunOptions, image: KernelImage) -> str:
-    """What keeps an image from running on a thread a vCPU; empty if nothing does."""
-    if not image.scan.safepoints:
-        why = f"{image.name} polls no request word at safepoints"
-        if options.engine is None:
-            return why
-        if absent := why_no_native_hooks():
-            return f"{why}, so only a native hook can stop it exactly, and {absent}"
-    if image.scan.locked and not options.is_builtin and options.vcpus > 1:
-        where = image.symbolize(image.scan.locked[0])
-        return f"{image.name} has LOCK-prefixed instructions, which need one vCPU; first at {where}"
-    return ""
-
-
-def _workload(options: RunOptions, image: KernelImage) -> int:
-    known = workloads(image)
-    if options.iterations is not None and not known:
-        raise OptionError(f"--iterations: {image.name} has no workload whose iterations count")
-    if options.workload is None:
-        return known.get(DEFAULT_WORKLOAD, 0)
-    if options.workload not in known:
-        choice = f"choose from {', '.join(sorted(known))}" if known else "this image has none"
-        raise OptionError(f"--workload {options.workload}: {choice}")
-    return known[options.workload]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from dynftrace_emu.kernel.elf_boot import prepare_start
 from dynftrace_emu.kernel.guest import GuestKernel
 from dynftrace_emu.kernel.structs import (
     BOOT_PARAMS,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from dynftrace_emu.kernel.image import KernelImage
+    from dynftrace_emu.kernel.start import Start
 
 __all__ = ["DEFAULT_HZ", "boot", "enter_long_mode"]
 
@@ -68,19 +70,25 @@ def boot(
     nmi_rate: float = 0.0,
     workload: int = 0,
     iterations: int = 0,
+    start: Start | None = None,
 ) -> GuestKernel:
     """Make a machine with ``image`` in it, vCPU 0 ready to run.
 
     :param workload: address of a workload list in the image (:func:`.mini_kernel.workloads`).
     :param iterations: after so many a CPU goes offline; 0: never.
+    :param start: how an ELF image is started.
     :raises AddressSpaceError: the host gives no address space for so many vCPUs.
     :raises ImageError: the image does not fit, or overlaps something.
     """
     percpu = -(-max(image.percpu_size, PCPU.size) // PAGE_SIZE) * PAGE_SIZE
     per_vcpu = percpu + ZONE_SIZE + STACKS_PER_CPU * THREAD_SIZE + _RAM_PER_VCPU
-    text = sum(len(segment.data) for segment in image.segments)
+    text = image.text_range[1] - image.text_range[0]
     per_vcpu += _PROFILE_PER_TEXT * text
-    memory = GuestMemory(_SPARE_RAM + 4 * text + nr_vcpus * per_vcpu)
+    loaded = sum(segment.size for segment in image.segments)
+    if start is not None:
+        loaded += start.ram
+        per_vcpu += start.stack
+    memory = GuestMemory(_SPARE_RAM + loaded + 4 * text + nr_vcpus * per_vcpu)
     _load_segments(memory, image)
     for cpu in range(nr_vcpus):
         _map_cpu(memory, cpu, percpu)
@@ -92,6 +100,8 @@ def boot(
     kernel = GuestKernel(machine, image)
     machine.saved_ips.append(kernel.saved_ips)
     machine.engine.start_vcpu(0, None)
+    if start is not None:
+        prepare_start(machine, image, start)
     return kernel
 
 
@@ -100,7 +110,7 @@ def _load_segments(memory: GuestMemory, image: KernelImage) -> None:
         memory.map(
             segment.name,
             segment.address,
-            max(len(segment.data), PAGE_SIZE),
+            max(segment.size, PAGE_SIZE),
             writable=segment.writable,
             executable=segment.executable,
             purpose=f"{image.name}'s {segment.name}",
@@ -182,7 +192,7 @@ def _set_up_vcpu(machine: Machine, image: KernelImage, cpu: int, percpu: int) ->
     _write_pcpu(memory, area, cpu)
     machine.words[cpu] = CpuWords(
         requests=memory.view(area + PCPU.offset("requests"), "<u8")
-        if image.scan.safepoints
+        if image.scan.safepoints and image.elf is None
         else None,
         clock_ns=memory.view(area + PCPU.offset("clock_ns"), "<u8"),
         pvclock=memory.view(area + PCPU.offset("pvclock"), PVCLOCK.dtype),

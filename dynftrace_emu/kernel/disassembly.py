@@ -29,6 +29,13 @@ class TextScan:
     irets: list[int] = field(default_factory=list)
     locked: list[int] = field(default_factory=list)
     safepoints: list[int] = field(default_factory=list)
+    gs_loads: list[int] = field(default_factory=list)  # behind what loads GS
+    gs_uses: list[int] = field(default_factory=list)
+
+    def extend(self, other: TextScan) -> None:
+        """Add what was found elsewhere."""
+        for name in TextScan.__slots__:
+            getattr(self, name).extend(getattr(other, name))
 
 
 def scan_text(address: int, data: bytes, starts: Iterable[int], safepoint_port: int) -> TextScan:
@@ -53,11 +60,20 @@ def _scan_range(scan: TextScan, begin: int, code: bytes, safepoint_port: int) ->
                 scan.halts.append(at)
             elif mnemonic.startswith("iret"):
                 scan.irets.append(at)
-            elif mnemonic.startswith("lock"):
-                scan.locked.append(at)
+            elif mnemonic.startswith("lock") or (mnemonic == "xchg" and "[" in operands):
+                scan.locked.append(at)  # xchg with memory is locked without saying so
+            elif "gs" in operands or mnemonic in ("swapgs", "lgs"):
+                _note_gs(scan, at, size, mnemonic, operands)
             elif mnemonic == "out" and operands.split(",")[0] == hex(safepoint_port):
                 scan.safepoints.append(at)
         offset += 1  # a byte that is no instruction
+
+
+def _note_gs(scan: TextScan, at: int, size: int, mnemonic: str, operands: str) -> None:
+    if "gs:" in operands:
+        scan.gs_uses.append(at)
+    elif mnemonic in ("swapgs", "lgs", "wrgsbase", "pop") or operands.startswith("gs,"):
+        scan.gs_loads.append(at + size)
 
 
 def disassemble(code: bytes, address: int, count: int = 0) -> list[tuple[int, bytes, str]]:

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dynftrace_emu.errors import ImageError
-from dynftrace_emu.kernel.structs import PCPU, STACK_SLOT, STACKS_PER_CPU, TASK, THREAD_SIZE
+from dynftrace_emu.kernel.structs import (
+    IMAGE_START,
+    PCPU,
+    STACK_SLOT,
+    STACKS_PER_CPU,
+    TASK,
+    THREAD_SIZE,
+)
 from dynftrace_emu.machine.vcpu import Reg, VCpu
 
 if TYPE_CHECKING:
@@ -29,6 +36,7 @@ __all__ = ["GuestKernel", "Task"]
 
 GUARD_SIZE = STACK_SLOT - THREAD_SIZE
 _MAX_FRAMES = 32
+_MAX_STACK_WORDS = 1 << 17
 _FRAME_RSP = 24  # of an interrupt frame: rip, cs, rflags, rsp, ss
 _FRAME_SIZE = 40
 
@@ -110,6 +118,12 @@ class GuestKernel:
         """Store to the 8-byte variable ``symbol``, in one move."""
         self.machine.memory.write_u64(self.image.address(symbol), value)
 
+    @property
+    def returned(self) -> int | None:
+        """What the entry of an ELF image returned, 64 bits; None: it has not."""
+        start = self.machine.memory.view(self.image.address("image_start"), IMAGE_START.dtype)[0]
+        return int(start["result"]) if start["returned"] else None
+
     # --- tasks and stacks ---
 
     def tasks(self, cpu: int) -> Iterator[Task]:
@@ -153,14 +167,17 @@ class GuestKernel:
 
     def _stack(self, rsp: int) -> Region | None:
         region = self.machine.memory.find(rsp)
-        return region if region is not None and "stack" in region.name else None
+        if region is None or (self.image.elf is None and "stack" not in region.name):
+            return None
+        return region  # an image's stacks are where it likes
 
     def _words(self, rsp: int) -> NDArray[np.uint64]:
         region = self._stack(rsp)
         if region is None:
             return np.zeros(0, dtype=np.uint64)
         start = (rsp + 7) & ~7
-        return self.machine.memory.view(start, "<u8", (region.end - start) // 8)
+        words = min((region.end - start) // 8, _MAX_STACK_WORDS)
+        return self.machine.memory.view(start, "<u8", words)
 
     def backtrace(self, vcpu: VCpu) -> list[int]:
         """RIP and the return addresses found along the frame pointers."""

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from dynftrace_emu.kernel.elf_file import ElfFile
+
 __all__ = ["FIRMWARE", "LINK_ADDRESS", "KernelImage", "Segment", "Symbol"]
 
 LINK_ADDRESS = 0xFFFF_FFFF_8100_0000
@@ -40,6 +42,7 @@ class Segment:
     """Bytes to be loaded at a virtual address, and what may be done there.
 
     ``scan``: what disassembly would find, where whoever made the code knows it.
+    ``zeros`` bytes of nothing follow ``data``, as ``.bss`` does.
     """
 
     name: str
@@ -48,6 +51,12 @@ class Segment:
     writable: bool
     executable: bool
     scan: TextScan | None = None
+    zeros: int = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory it takes."""
+        return len(self.data) + self.zeros
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +76,8 @@ class KernelImage:
 
     A *function* is a text symbol declared as one. A *call site* is an ``e8 rel32`` to mcount that
     linear disassembly finds; it is never taken from the records, so the two can be compared.
+
+    ``elf`` is the file that an image came from (:class:`.elf_image.ElfImage`), None for ours.
     """
 
     name: str
@@ -77,6 +88,7 @@ class KernelImage:
     secondary_entry: int | None
     percpu_size: int
     percpu: Mapping[str, int] = field(default_factory=dict)
+    elf: ElfFile | None = None
 
     @classmethod
     def from_assembly(
@@ -86,6 +98,7 @@ class KernelImage:
         name: str = "assembly",
         variant: str = "dynamic",
         defines: Iterable[str] = ("CONFIG_FTRACE", "CONFIG_DYNAMIC_FTRACE"),
+        link_address: int = LINK_ADDRESS,
     ) -> KernelImage:
         """Assemble a kernel from text, or from (file name, text) pairs.
 
@@ -98,7 +111,7 @@ class KernelImage:
         pairs = [("<text>", sources)] if isinstance(sources, str) else list(sources)
         unit = assemble(
             pairs,
-            LINK_ADDRESS,
+            link_address,
             constants=asm_offsets(),
             defines=defines,
             read=_reader(firmware_path()),
@@ -149,15 +162,22 @@ class KernelImage:
         found = [s for s in self.symbols.values() if s.is_function]
         return sorted(found, key=lambda s: s.address)
 
+    @property
+    def named_code(self) -> list[Symbol]:
+        """Everything that has a name when it shows up in a trace or a report, by address."""
+        return self.functions
+
     @cached_property
-    def _function_starts(self) -> list[int]:
-        return [function.address for function in self.functions]
+    def _named_starts(self) -> list[int]:
+        return [function.address for function in self.named_code]
 
     def function_at(self, address: int) -> Symbol | None:
         """The function whose bytes hold ``address``."""
-        index = bisect.bisect(self._function_starts, address) - 1
-        if index >= 0 and address < self.functions[index].address + self.functions[index].size:
-            return self.functions[index]
+        index = bisect.bisect(self._named_starts, address) - 1
+        if index >= 0:
+            function = self.named_code[index]
+            if address < function.address + function.size:
+                return function
         return None
 
     def symbolize(self, address: int) -> str:
@@ -195,11 +215,10 @@ class KernelImage:
             part = segment.scan or scan_text(
                 segment.address,
                 segment.data,
-                [a for a in self._function_starts if 0 <= a - segment.address < len(segment.data)],
+                [a for a in self._named_starts if 0 <= a - segment.address < len(segment.data)],
                 Port.SAFEPOINT,
             )
-            for name in TextScan.__slots__:
-                getattr(whole, name).extend(getattr(part, name))
+            whole.extend(part)
         return whole
 
     @property
@@ -213,6 +232,11 @@ class KernelImage:
         """The address of each call to mcount, ascending."""
         sites = [at for at, target in self.scan.calls if target == self.mcount]
         return np.array(sorted(sites), dtype=np.uint64)
+
+    @property
+    def table_sites(self) -> NDArray[np.uint64]:
+        """Those that the image itself lists in a table, ascending; ours have none."""
+        return np.zeros(0, dtype=np.uint64)
 
     @cached_property
     def notrace(self) -> list[Symbol]:

@@ -7,13 +7,23 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from dynftrace_emu.errors import ImageError, OptionError
+from dynftrace_emu.kernel.elf_file import ELF_MAGIC
+from dynftrace_emu.kernel.elf_image import load_elf
 from dynftrace_emu.kernel.image import KernelImage, firmware_path
 from dynftrace_emu.kernel.synthetic import SYNTHETIC, parse_synthetic, synthetic_kernel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["BUILTIN_IMAGES", "VARIANTS", "is_builtin", "load_image", "mini_kernel", "workloads"]
+__all__ = [
+    "BUILTIN_IMAGES",
+    "VARIANTS",
+    "is_builtin",
+    "is_elf",
+    "load_image",
+    "mini_kernel",
+    "workloads",
+]
 
 # The order of the sources is the order of initcalls: the recorder's comes first.
 _FOLDERS = ("arch", "lib", "mm", "kernel", "fs", "drivers", "workloads", "init")
@@ -33,6 +43,7 @@ BUILTIN_IMAGES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 """Built-in names, and what each defines beyond its variant."""
 
 _NAMES = ", ".join([*BUILTIN_IMAGES, "synthetic:N"])
+_MAX_FILE = 256 << 20
 _WORKLOAD_PREFIX = "workload_list_"
 
 
@@ -64,30 +75,52 @@ def mini_kernel(variant: str = "dynamic", name: str = "mini-kernel") -> KernelIm
 
 
 def load_image(argument: str, variant: str = "dynamic") -> KernelImage:
-    """The image an argument names: a built-in name, else a path to assembly text.
+    """The image an argument names: a built-in name, else a path to an ELF file or assembly text.
 
     :raises ImageError: there is no such image, or it cannot be read.
     """
     if is_builtin(argument):
         return mini_kernel(variant, argument)
-    path = Path(argument)
+    data = _read(argument)
+    if data.startswith(ELF_MAGIC):
+        return load_elf(data, argument)
     try:
-        text = path.read_text().replace("\r\n", "\n")
-    except FileNotFoundError:
-        raise ImageError(f"no image {argument!r}: built in are {_NAMES}; else a path") from None
-    except IsADirectoryError:
-        raise ImageError(f"{argument} is a directory, not an image") from None
+        text = data.decode().replace("\r\n", "\n")
     except UnicodeDecodeError:
-        raise ImageError(f"{argument} is not assembly text") from None
-    except OSError as error:
-        raise ImageError(f"cannot read {argument}: {error.strerror}") from None
+        raise ImageError(f"{argument} is not assembly text, nor an ELF file") from None
     if "\0" in text:
-        raise ImageError(f"{argument} is not assembly text")
+        raise ImageError(f"{argument} is not assembly text, nor an ELF file")
     if variant not in VARIANTS:
         raise OptionError(f"unknown variant {variant!r}: choose from {', '.join(VARIANTS)}")
     return KernelImage.from_assembly(
         [(argument, text)], name=argument, variant=variant, defines=VARIANTS[variant]
     )
+
+
+def is_elf(argument: str) -> bool:
+    """Whether an argument names an ELF file that can be read."""
+    if argument in BUILTIN_IMAGES:
+        return False
+    try:
+        with Path(argument).open("rb") as file:
+            return file.read(len(ELF_MAGIC)) == ELF_MAGIC
+    except (OSError, ValueError):
+        return False
+
+
+def _read(argument: str) -> bytes:
+    try:
+        with Path(argument).open("rb") as file:
+            data = file.read(_MAX_FILE + 1)
+    except FileNotFoundError:
+        raise ImageError(f"no image {argument!r}: built in are {_NAMES}; else a path") from None
+    except IsADirectoryError:
+        raise ImageError(f"{argument} is a directory, not an image") from None
+    except OSError as error:
+        raise ImageError(f"cannot read {argument}: {error.strerror}") from None
+    if len(data) > _MAX_FILE:
+        raise ImageError(f"{argument} is larger than {_MAX_FILE >> 20} MiB")
+    return data
 
 
 def workloads(image: KernelImage) -> dict[str, int]:

@@ -184,6 +184,24 @@ RET_ENTRY = GuestStruct(
 """``struct ftrace_ret_stack``."""
 
 
+RET_NODE = GuestStruct(
+    "ret_node",
+    (
+        ("stack", RET_STACK.dtype, "its depths are those of the call it is in, and its own"),
+        ("entry", RET_ENTRY.dtype, "the one it ever has"),
+        ("frame", "<u8", "entry.frame from the beginning, its key; 0: free, 1: hidden"),
+        ("up", "<u8", "the node of the call it is in, or 0"),
+        ("cpu", "<u8", "where it was entered"),
+        ("hides", "<u8", "the node that had this frame before, and will again: a tail call; or 0"),
+        ("unused", "(2,)<u8", "to make it a power of two"),
+    ),
+)
+"""A shadow stack for one call, where stacks are unknown (firmware/runtime/ret_nodes.S)."""
+RET_NODE_BITS = 12
+RET_NODE_PROBES = 16
+RET_NODES = (1 << RET_NODE_BITS) + RET_NODE_PROBES
+
+
 class RetFlag(IntEnum):
     """What is to be done when the function returns."""
 
@@ -321,6 +339,21 @@ BOOT_PARAMS = GuestStruct(
 """What the loader tells the kernel, at the symbol ``boot_params``."""
 
 
+IMAGE_START = GuestStruct(
+    "image_start",
+    (
+        ("entry", "<u8", "what the boot CPU calls"),
+        ("arguments", "(6,)<u8", "with these"),
+        ("secondary", "<u8", "what the other CPUs call, with their number"),
+        ("nr_cpus", "<u8", "CPUs to start"),
+        ("init", "<u8", "the first word of .init_array"),
+        ("init_end", "<u8", "... and the byte behind its last"),
+        ("result", "<u8", "what the entry returned"),
+        ("returned", "<u8", "1 once it has"),
+    ),
+)
+"""How an ELF image is started: the loader writes it, the runtime (firmware/runtime) follows it."""
+
 FTRACE_RECORD_PORT = 0xF5
 """``in eax, dx`` with RDI = ip: the recorder's hook. EAX is a :class:`Skip`."""
 FTRACE_PROBE_PORT = 0xF6
@@ -361,7 +394,8 @@ NMI_VECTOR = 2
 
 _SHARED = (
     DYN_FTRACE, FTRACE_PAGE, PVCLOCK, PCPU, TASK, BOOT_PARAMS, RB, RB_PAGE, BUFFER_PAGE, RET_STACK,
-    RET_ENTRY, PROFILE, PROBE,
+    RET_ENTRY, PROFILE, PROBE, IMAGE_START,
+    RET_NODE,
 )  # fmt: skip
 _ENUMS = (
     ("PORT", Port), ("SKIP", Skip), ("REQUEST", Request), ("RET", RetFlag), ("PROBE", ProbeKind),
@@ -396,6 +430,8 @@ def asm_offsets() -> dict[str, int]:
         "WRITE_TIME_SHIFT": WRITE_TIME_SHIFT,
         "RET_STACK_BYTES": RET_STACK_BYTES,
         "RET_STACK_ENTRIES": RET_STACK_ENTRIES,
+        "RET_NODE_BITS": RET_NODE_BITS,
+        "RET_NODE_PROBES": RET_NODE_PROBES,
         "STACK_TRACE_ENTRIES": STACK_TRACE_ENTRIES,
         "PROBE_HASHBITS": PROBE_HASHBITS,
         "PROBE_HASHSIZE": PROBE_HASHSIZE,

@@ -289,9 +289,12 @@ class DeterministicEngine(Engine):
             case ExitReason.EXCEPTION | ExitReason.BUS_ERROR:
                 self.deliver_exception(slot.vcpu, exit_)
             case ExitReason.HALTED:
-                if not slot.vcpu.interrupts_on and not self.has_nmi(slot.vcpu):
+                if slot.vcpu.interrupts_on or self.has_nmi(slot.vcpu):
+                    slot.state = VCpuState.HALTED
+                elif self.machine.dead_hlt_is_end:
+                    slot.state = VCpuState.DONE
+                else:
                     raise self.dead_cpu(slot.vcpu)
-                slot.state = VCpuState.HALTED
             case ExitReason.IRET:
                 self._execute(slot, 1)
             case ExitReason.OFFLINE:

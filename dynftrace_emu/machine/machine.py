@@ -106,6 +106,8 @@ class Machine:
         self.timer_vector, self.hz, self.nmi_rate = timer_vector, hz, nmi_rate
         self.nmis = [0] * nr_vcpus
         self.console = DebugConsole()
+        self.dead_hlt_is_end = False
+        """Whether ``hlt`` that nothing will end is how a CPU says it has finished."""
         self.stops: list[Stop] = []
         self.saved_ips: list[SavedIps] = []
         # Held for a whole stop, by the thread that asked for it; never taken by a vCPU's thread.

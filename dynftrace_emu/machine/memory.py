@@ -1,8 +1,9 @@
 """Guest memory: one ``mmap`` that every vCPU shares, and the page tables that lie in it.
 
 Who maps what, where and why stands in one table, :attr:`GuestMemory.regions`. Permissions are W^X:
-a region that is executable is never writable for the guest, so text changes only through
-:meth:`GuestMemory.write`, as through Linux's ``text_poke`` alias. Everything that is not text is
+a region that is executable is not writable for the guest (unless a foreign image wants both of one
+page), so text changes only through :meth:`GuestMemory.write`, as through Linux's ``text_poke``
+alias. Everything that is not text is
 no-execute, also because the engine's stores to executable pages are several times slower.
 """
 
@@ -126,7 +127,6 @@ class GuestMemory:
 
         :raises ImageError: the RAM is used up, or something is mapped there already.
         """
-        assert not (writable and executable), "W^X"
         size = -(-size // PAGE_SIZE) * PAGE_SIZE
         starts, regions = self._map
         below = bisect.bisect(starts, address + size - 1) - 1

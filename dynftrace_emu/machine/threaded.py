@@ -335,7 +335,10 @@ class ThreadedEngine(Engine):
         """``hlt``: wait for something that wakes this CPU; stops find it parked here."""
         vcpu = slot.vcpu
         if not vcpu.interrupts_on and not self.has_nmi(vcpu):
-            raise self.dead_cpu(vcpu)
+            if not self.machine.dead_hlt_is_end:
+                raise self.dead_cpu(vcpu)
+            self._set_state(slot, VCpuState.DONE)
+            return
         with self._cond:
             while True:
                 if self._finishing:

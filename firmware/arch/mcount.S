@@ -8,6 +8,25 @@
 .set MCOUNT_FRAME, 0x38                 # the seven registers below
 .set FTRACE_OFFSET, 0x1000000           # in preempt_count, above NMI_OFFSET: in the recorder
 
+# Sites of gcc -mfentry come in front of "push rbp; mov rbp, rsp" (CONFIG_FENTRY): SITE_ENTER makes
+# the frame that the function has not made yet, so that the stack is what mcount's callers have, and
+# SITE_RETURN takes it away again. Neither touches a register but rbp, nor flags.
+.macro SITE_ENTER
+.ifdef CONFIG_FENTRY
+        push qword ptr [rsp]
+        mov [rsp + 8], rbp              # where the return address was
+        lea rbp, [rsp + 8]
+.endif
+.endm
+
+.macro SITE_RETURN
+.ifdef CONFIG_FENTRY
+        mov rbp, [rsp + 8]
+        pop qword ptr [rsp]             # stored where rsp points once it has moved
+.endif
+        ret
+.endm
+
 # mcount: called behind "push rbp; mov rbp, rsp".
 #   in     [rsp] = return address (ip: the call is at ip - MCOUNT_INSN_SIZE), [rbp + 8] = parent_ip
 #   out    everything preserved but r11 and flags: the caller's arguments are still in registers
@@ -22,6 +41,7 @@ mcount_load:
         jne .Ltrace
         ret
 .Ltrace:
+        SITE_ENTER
         sub rsp, MCOUNT_FRAME
         mov [rsp], rax
         mov [rsp + 0x08], rcx
@@ -43,7 +63,7 @@ mcount_load:
         add rsp, MCOUNT_FRAME
         cmp qword ptr [rip + ftrace_unknown_ops], 0
         jne ftrace_caller_unknown       # some tracer wants what runs for the first time, too
-        ret
+        SITE_RETURN
 END mcount
 
 # Where the pointer leads when nobody listens.

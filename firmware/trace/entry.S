@@ -28,6 +28,7 @@
 # What is written out here is the plain case: the function tracer alone wants it, by the TSC, in a
 # page that has room. Whatever else may be, the host sets TRACE_KNOWN in this CPU's mask.
 ENTRY ftrace_caller
+        SITE_ENTER
         ENTER_TRACER
 __ftrace_caller_section:
         mov rdi, [rsp + CALLER_IP]
@@ -105,7 +106,7 @@ __ftrace_caller_section_end:
         pop rdx
         pop rcx
         pop rax
-        ret
+        SITE_RETURN
 
 # Not preemptible, in an interrupt or in an NMI: preempt_count edi goes into the flags and the count.
 .Lcontext:

@@ -16,7 +16,7 @@
 ENTRY function_graph_enter
         mov r11, gs:[PCPU_TRACE_BUFFERS + 8 * TRACE_BIT_GRAPH]
         xor r9d, r9d
-        RET_STACK_HERE rsi, .Lno_room
+        RET_STACK_ENTER rsi, .Lno_room
         cmp qword ptr [rsi + RET_STACK_DEPTH], RET_STACK_ENTRIES
         jae .Lno_room
         test bl, TRACE_GRAPH
@@ -29,7 +29,7 @@ ENTRY function_graph_enter
         or r9d, RET_PROFILE
 2:
         test r9d, r9d
-        jz 4f
+        jz .Lnot_hooked
         # From the inc on an interrupt's entries go above ours.
         imul rcx, [rsi + RET_STACK_DEPTH], RET_ENTRY_SIZE
         inc qword ptr [rsi + RET_STACK_DEPTH]
@@ -60,6 +60,9 @@ ENTRY function_graph_enter
         jnc 4f
         or qword ptr [rcx + RET_ENTRY_FLAGS], RET_DROPPED
 4:
+        ret
+.Lnot_hooked:
+        RET_STACK_LEFT rsi
         ret
 
 # Too deep, or on a stack nobody knows. Of a call that is not hooked both events are lost.
@@ -152,8 +155,8 @@ ENTRY return_to_handler
 __return_to_handler_section:
         pushfq
         pop r10
-        RET_STACK_HERE rsi, .Llost
         lea rdx, [rsp + RETURN_SLOT]
+        RET_STACK_LEAVE rsi, .Llost
 1:
         imul rax, [rsi + RET_STACK_DEPTH], RET_ENTRY_SIZE
         sub rax, RET_ENTRY_SIZE
@@ -182,6 +185,7 @@ __return_to_handler_section:
 4:
         pop rsi
         dec qword ptr [rsi + RET_STACK_DEPTH]   # what was above is gone: interrupts have returned
+        RET_STACK_LEFT rsi
         sub qword ptr gs:[PCPU_PREEMPT_COUNT], TRACER_OFFSET
 __return_to_handler_section_end:
         pop r12

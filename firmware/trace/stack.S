@@ -8,20 +8,63 @@
 .set STACK_CALLERS, 12                  # as many as type_len can tell
 .set STACK_EVENT, 20 + 8 * STACK_CALLERS        # header, common, number, padding, callers
 
+# \reg = the top of the stack that rbp is on; jumps to \unknown if it is none of ours.
+.macro STACK_TOP reg, unknown
+        mov \reg, rbp
+.ifdef CONFIG_ANY_STACK
+        sub \reg, [rip + image_stacks]
+        cmp \reg, [rip + image_stacks_size]
+        jae \unknown
+        mov \reg, rbp
+        or \reg, [rip + image_stack_mask]
+.else
+        or \reg, STACK_SLOT - 1
+.endif
+        inc \reg
+.endm
+
+# Jumps to \off unless \frame, a frame pointer that may be anything, is in the stack that rsp is on.
+# Clobbers \temp.
+.macro STILL_ON_STACK frame, temp, off
+        mov \temp, \frame
+.ifdef CONFIG_ANY_STACK
+        # In the memory that the image has without a hole, or above us on a stack we gave it.
+        sub \temp, [rip + image_memory]
+        cmp \temp, [rip + image_memory_size]
+        jb .Lon_stack\@
+        cmp \frame, rsp
+        jb \off
+        mov \temp, \frame
+        sub \temp, [rip + image_stacks]
+        cmp \temp, [rip + image_stacks_size]
+        jae \off
+        mov \temp, \frame
+        xor \temp, rsp
+        or \temp, [rip + image_stack_mask]
+        cmp \temp, [rip + image_stack_mask]
+        jne \off
+.Lon_stack\@:
+.else
+        xor \temp, rsp
+        test \temp, -STACK_SLOT
+        jnz \off
+.endif
+.endm
+
 # stack_trace_call(site rdi, frame rbp). The sequence number is odd while the trace is written.
 ENTRY stack_trace_call
-        mov rax, rbp
-        or rax, STACK_SLOT - 1
-        inc rax
+        STACK_TOP rax, 3f
         mov rcx, rax                    # the top of this stack
         sub rax, rbp
         cmp rax, gs:[PCPU_STACK_MAX]
         jbe 3f
+.ifndef CONFIG_ANY_STACK
         mov rdx, rbp
         shr rdx, 14                     # STACK_SLOT
         and edx, STACKS_PER_CPU - 1
         cmp edx, NMI_STACK_SLOT
         je 3f
+.endif
         pushfq
         cli                             # an interrupt's stack is deeper
         cmp rax, gs:[PCPU_STACK_MAX]
@@ -109,27 +152,37 @@ ENTRY save_stack_trace
         mov r9, rbp
         xor esi, esi
         xor r8d, r8d
+.ifndef CONFIG_ANY_STACK
         RET_STACK_HERE rcx, 1f
         lea r8, [rcx + RET_STACK_SIZE]  # its first entry
         imul rsi, [rcx + RET_STACK_DEPTH], RET_ENTRY_SIZE
         add rsi, r8
+.endif
 1:
         cmp rax, rdx
         jae 4f
-        mov rdi, r9
-        xor rdi, rsp
-        test rdi, -STACK_SLOT           # still on this stack?
-        jnz 4f
+        STILL_ON_STACK r9, rdi, 4f
         mov rdi, [r9 + 8]
         cmp rdi, return_to_handler
         jne 3f
         lea rcx, [r9 + 8]
+.ifdef CONFIG_ANY_STACK
+        push rax
+        push rdx
+        mov rdx, rcx
+        call ret_node_find
+        lea rsi, [rcx + RET_STACK_SIZE]
+        pop rdx
+        pop rax
+        jne 4f
+.else
 2:
         sub rsi, RET_ENTRY_SIZE
         cmp rsi, r8
         jb 4f
         cmp [rsi + RET_ENTRY_FRAME], rcx
         jne 2b
+.endif
         mov rdi, [rsi + RET_ENTRY_RET]
 3:
         test rdi, rdi

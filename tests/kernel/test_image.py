@@ -82,7 +82,9 @@ def test_each_call_site_stands_behind_the_prologue_of_a_function_of_its_own(dyna
 def test_functions_are_what_the_sources_declare(dynamic):
     """FUNC, FUNC_NOTRACE and ENTRY at a line's start declare one; macros declare the others."""
     kinds = {}
-    others = {path for name in ("synthetic", "explore") for path in FIRMWARE.glob(f"{name}/*")}
+    others = {
+        path for name in ("synthetic", "explore", "runtime") for path in FIRMWARE.glob(f"{name}/*")
+    }
     for path in set(FIRMWARE.glob("*/*.S")) - others:
         for kind, name in re.findall(r"^(FUNC_NOTRACE|FUNC|ENTRY) (\w+)$", path.read_text(), re.M):
             kinds.setdefault(kind, set()).add(name)
@@ -157,7 +159,7 @@ def test_the_scan_finds_what_the_machine_must_know_of(dynamic):
     assert {dynamic.function_at(at).name for at in scan.irets} == {"ret_from_intr", "nmi"}
     assert {"default_idle", "cond_resched"} <= {dynamic.function_at(at).name for at in scan.halts}
     assert [dynamic.function_at(at).name for at in scan.safepoints] == ["cond_resched"]
-    assert {dynamic.function_at(at).name for at in scan.locked} == {"shared_step"}
+    assert {dynamic.function_at(at).name for at in scan.locked} == {"shared_step", "spin_lock"}
 
 
 def test_symbols_are_written_as_linux_writes_them():
@@ -228,11 +230,13 @@ def test_a_name_is_a_built_in_image_and_a_path_the_file(tmp_path, monkeypatch):
         ("nowhere.S", "no image 'nowhere.S': built in are mini-kernel, mini-kernel-nmi-broken"),
         (".", "is a directory"),
         ("binary", "is not assembly text"),
+        ("torn.elf", "torn.elf: truncated: 7 bytes are less than an ELF header"),
     ],
 )
 def test_an_image_that_cannot_be_had_is_one_clear_line(tmp_path, monkeypatch, argument, message):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "binary").write_bytes(b"\x7fELF\xff\xfe\x00")
+    (tmp_path / "binary").write_bytes(b"\x80\xff\xfe\x00")
+    (tmp_path / "torn.elf").write_bytes(b"\x7fELF\xff\xfe\x00")
     with pytest.raises(ImageError, match=message) as caught:
         load_image(argument)
     assert "\n" not in str(caught.value)

@@ -76,7 +76,7 @@ class CallTree:
         self.machine = self.kernel.machine
         for number in range(1, vcpus):
             self.machine.engine.start_vcpu(number, None)
-        self.ftrace = DynamicFtrace(self.kernel, scan=True)
+        self.ftrace = DynamicFtrace(self.kernel, known=self.kernel.image.call_sites)
         self.tracing = Tracing(self.kernel, self.ftrace)
         self.files = TraceFs(self.tracing)
         self.rest = self.image.address("startup_64") + 1
