@@ -10,6 +10,7 @@ import mmap
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -178,7 +179,14 @@ class Machine:
             vcpu.mark_stale(addresses, rows.shape[1])
 
     def sync_text(self) -> None:
-        """Make every vCPU, parked or not started, see the text as it is (``text_poke_sync``)."""
+        """Make every vCPU, parked or not started, see the text as it is (``text_poke_sync``).
+
+        Those that drop all they have translated, which takes a while, do so side by side.
+        """
+        flushing = [vcpu for vcpu in self.vcpus if vcpu.flushes]
+        if len(flushing) > 1:
+            with ThreadPoolExecutor(len(flushing), "sync") as threads:
+                list(threads.map(VCpu.sync, flushing))
         for vcpu in self.vcpus:
             vcpu.sync()
 

@@ -480,9 +480,14 @@ class VCpu:
         """Whether text changed that this CPU has not been synced with."""
         return bool(self._stale)
 
+    @property
+    def flushes(self) -> bool:
+        """Whether so much text changed that the next :meth:`sync` drops everything."""
+        return sum(len(addresses) for addresses, _ in self._stale) >= _FLUSH_THRESHOLD
+
     def sync(self) -> None:
         """Drop what was translated from text that changed since (``sync_core``)."""
-        if sum(len(addresses) for addresses, _ in self._stale) >= _FLUSH_THRESHOLD:
+        if self.flushes:
             self._uc.ctl_flush_tb()  # type: ignore[attr-defined]
         else:
             for addresses, size in self._stale:
