@@ -171,6 +171,21 @@ class KernelImage:
     def _named_starts(self) -> list[int]:
         return [function.address for function in self.named_code]
 
+    @cached_property
+    def _function_bounds(self) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+        """Where each function begins, and where it ends."""
+        starts = np.array(self._function_starts, dtype=np.uint64)
+        sizes = np.array([function.size for function in self.functions], dtype=np.uint64)
+        return starts, starts + sizes
+
+    def functions_at(self, addresses: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """Of each address the place in :attr:`functions` of the one that holds it, or -1."""
+        starts, ends = self._function_bounds
+        if not len(starts):
+            return np.full(len(addresses), -1)
+        index = np.searchsorted(starts, addresses, side="right") - 1
+        return np.where((index >= 0) & (addresses < ends[index]), index, -1)
+
     def function_at(self, address: int) -> Symbol | None:
         """The function whose bytes hold ``address``."""
         index = bisect.bisect(self._named_starts, address) - 1
@@ -230,7 +245,8 @@ class KernelImage:
     @cached_property
     def call_sites(self) -> NDArray[np.uint64]:
         """The address of each call to mcount, ascending."""
-        sites = [at for at, target in self.scan.calls if target == self.mcount]
+        mcount = self.mcount
+        sites = [at for at, target in self.scan.calls if target == mcount]
         return np.array(sorted(sites), dtype=np.uint64)
 
     @property
@@ -241,8 +257,10 @@ class KernelImage:
     @cached_property
     def notrace(self) -> list[Symbol]:
         """Functions without a call site."""
-        traced = {f.address for site in self.call_sites.tolist() if (f := self.function_at(site))}
-        return [function for function in self.functions if function.address not in traced]
+        starts, _ = self._function_bounds
+        index = self.functions_at(self.call_sites)
+        traced = np.isin(starts, starts[index[index >= 0]])
+        return [self.functions[number] for number in np.flatnonzero(~traced).tolist()]
 
     @cached_property
     def sha256(self) -> str:

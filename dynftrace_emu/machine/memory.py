@@ -213,14 +213,15 @@ class GuestMemory:
     def write(self, address: int, data: bytes, root: int | None = None) -> bool:
         """Store ``data`` whatever the page permissions are; False if it is not mapped to RAM."""
         places = []
-        while data:
+        rest = memoryview(data)
+        while rest:
             physical = self._physical(address, root)
             if physical is None:
                 return False
-            count = min(len(data), PAGE_SIZE - (address & (PAGE_SIZE - 1)))
-            places.append((physical, data[:count]))
+            count = min(len(rest), PAGE_SIZE - (address & (PAGE_SIZE - 1)))
+            places.append((physical, rest[:count]))
             address += count
-            data = data[count:]
+            rest = rest[count:]
         for physical, part in places:
             self._bytes[physical : physical + len(part)] = part
         return True
