@@ -3,39 +3,209 @@
 from __future__ import annotations
 
 import json
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from dynftrace_emu.cli.options import json_option
+from dynftrace_emu.cli.explore_options import (
+    explore_options,
+    is_given,
+    to_limits,
+    to_overrides,
+    to_strategy,
+)
+from dynftrace_emu.errors import OptionError
+
+if TYPE_CHECKING:
+    from dynftrace_emu.explore.job import Job
+    from dynftrace_emu.explore.verdict import Verdict
+    from dynftrace_emu.explore.workers import Workers
 
 __all__ = ["explore"]
 
+_INTERRUPTED = 130
 
-@click.command()
+
+@click.command(
+    epilog="Without SCENARIO and without an option that describes one, all scenarios that ship are "
+    "explored, and each is held against what it is there to show. Otherwise the exit code is 0 "
+    "if nothing is found, 1 if something is, 2 if used wrongly.\n\n\b\nExamples:\n"
+    "  dynftrace-emu explore --list\n"
+    "  dynftrace-emu explore seed-live-line\n"
+    "  dynftrace-emu explore --protocol breakpoint --nmis 1\n"
+    "  dynftrace-emu explore --protocol mine.py:patch --model relaxed --expect torn-fetch"
+)
 @click.argument("names", nargs=-1, metavar="[SCENARIO]...")
-@click.option("--list", "show_list", is_flag=True, help="Show the scenarios that ship.")
-@json_option("Print verdicts as JSON.")
-def explore(names: tuple[str, ...], show_list: bool, as_json: bool) -> int:
-    """Run every interleaving of a patching protocol and the code it patches, and check each."""
-    from dynftrace_emu.explore.explorer import explore as run
-    from dynftrace_emu.explore.job import Job
-    from dynftrace_emu.explore.scenario import scenario_named
+@explore_options()
+def explore(names: tuple[str, ...], show_list: bool, quick: bool, **values: Any) -> int:
+    """Run every interleaving of a patching protocol and the code it patches, and check each.
+
+    SCENARIO is one that ships (--list); options change it. Without one, they change a small
+    default: two vCPUs that call a function, whose site becomes a jmp under stop_machine.
+    """
+    if show_list:
+        return _list(as_json=values["as_json"])
+    if not names and not is_given(values):
+        return _check_shipped(values, quick=quick)
+    if quick:
+        raise OptionError("--quick is for all scenarios that ship: leave the others out")
+    return _explore(names, values)
+
+
+def _list(*, as_json: bool) -> int:
+    from dynftrace_emu.cli.explore_view import scenario_lines
     from dynftrace_emu.explore.scenarios import SCENARIOS
 
-    if show_list:
-        for scenario in SCENARIOS.values():
-            expected = scenario.expects.value if scenario.expects else "clean"
-            click.echo(f"{scenario.name:24} {expected:24} {scenario.title}")
-        return 0
-    verdicts = []
-    for name in names:
-        scenario = scenario_named(name, SCENARIOS)
-        verdict = run(Job(scenario.setup))
-        verdicts.append(verdict)
-        if not as_json:
-            click.echo(f"{scenario.name}: {scenario.title}")
-            for line in verdict.lines():
-                click.echo(line)
+    scenarios = SCENARIOS.values()
     if as_json:
-        click.echo(json.dumps([v.to_json() for v in verdicts], indent=1))
-    return int(any(v.finding for v in verdicts))
+        rows = [
+            {
+                "name": s.name,
+                "title": s.title,
+                "expects": s.expects.value if s.expects else None,
+                "mended_by": s.mended,
+                "protocol": s.setup.protocol,
+            }
+            for s in scenarios
+        ]
+        click.echo(json.dumps(rows, indent=1))
+    else:
+        for line in scenario_lines(scenarios):
+            click.echo(line)
+    return 0
+
+
+def _workers(values: dict[str, Any]) -> Workers:
+    from dynftrace_emu.explore import workers
+
+    if values["cluster"] is not None:
+        if values["jobs"] is not None:
+            raise OptionError("--cluster and --jobs: say one of them")
+        return workers.cluster(values["cluster"])
+    jobs = values["jobs"] or len(os.sched_getaffinity(0))
+    return workers.processes(jobs) if jobs > 1 else workers.here()
+
+
+# --- what ships ---
+
+
+def _check_shipped(values: dict[str, Any], *, quick: bool) -> int:
+    from dynftrace_emu.cli.explore_view import ProgressView, check_line
+    from dynftrace_emu.explore.scenarios import SCENARIOS
+    from dynftrace_emu.explore.shipped import check_all
+
+    for name in ("expect", "output"):
+        if values[name] is not None:
+            raise OptionError(f"--{name} needs a SCENARIO, or options that describe one")
+    width = max(map(len, SCENARIOS))
+    checks = []
+    interrupted = False
+    with _workers(values) as workers, ProgressView("explore") as view:
+        try:
+            for check in check_all(workers, quick=quick):
+                checks.append(check)
+                view.say(f"{len(checks)} of {len(SCENARIOS)} scenarios")
+                if not values["as_json"]:
+                    click.echo(check_line(check, width))
+        except KeyboardInterrupt:
+            interrupted = True
+    failed = [check for check in checks if not check.holds]
+    if values["as_json"]:
+        rows = [
+            {"holds": c.holds, "expects": c.scenario.expects and c.scenario.expects.value,
+             **c.verdict.to_json()}
+            for c in checks
+        ]  # fmt: skip
+        click.echo(json.dumps({"interrupted": interrupted, "scenarios": rows}, indent=1))
+    else:
+        click.echo(f"{len(checks)} of {len(SCENARIOS)} scenarios explored, {len(failed)} failed")
+    if interrupted:
+        return _INTERRUPTED
+    return int(bool(failed))
+
+
+# --- one ---
+
+
+def _jobs(names: tuple[str, ...], values: dict[str, Any]) -> list[tuple[Job, str]]:
+    """What is to be explored, with its title."""
+    from dynftrace_emu.explore.job import Job
+    from dynftrace_emu.explore.protocol_file import read_protocol_file
+    from dynftrace_emu.explore.scenario import Scenario, scenario_named
+    from dynftrace_emu.explore.scenarios import SCENARIOS
+    from dynftrace_emu.explore.setup import Setup
+
+    overrides = to_overrides(values)
+    protocol = values["protocol"] or ""
+    source = read_protocol_file(protocol) if ":" in protocol else None
+    chosen = [scenario_named(name, SCENARIOS) for name in names]
+    if not names:
+        chosen = [Scenario("what the options describe", Setup())]
+    quiet = not values["no_reduction"]
+    return [(Job(overrides.apply(s.setup), source, quiet), s.title) for s in chosen]
+
+
+def _explore(names: tuple[str, ...], values: dict[str, Any]) -> int:
+    from dynftrace_emu.cli.explore_view import ProgressView, show_verdict
+    from dynftrace_emu.explore.explorer import explore as run
+    from dynftrace_emu.explore.job import machine_of
+    from dynftrace_emu.explore.verdict import Ending
+
+    strategy, limits = to_strategy(values), to_limits(values)
+    jobs = _jobs(names, values)
+    for job, _ in jobs:
+        machine_of(job)  # what is wrong with one is said before any is explored
+    documents, verdicts = [], []
+    with ExitStack() as stack:
+        workers = stack.enter_context(_workers(values))
+        for job, title in jobs:
+            with ProgressView(job.setup.name) as view:
+                verdict = run(job, strategy, limits, workers, view.show)
+            verdicts.append(verdict)
+            written = _write(verdict, values["output"]) if verdict.finding else None
+            if values["as_json"]:
+                path = str(written) if written else None
+                documents.append({**verdict.to_json(), "counterexample": path})
+            else:
+                show_verdict(verdict, title, _where(verdict, written))
+            if verdict.ending is Ending.INTERRUPTED:
+                break
+    if values["as_json"]:
+        click.echo(json.dumps(documents if len(jobs) > 1 else documents[0], indent=1))
+    return _exit_code(verdicts, values["expect"])
+
+
+def _exit_code(verdicts: list[Verdict], expected: str | None) -> int:
+    from dynftrace_emu.explore.verdict import Ending
+
+    if any(verdict.ending is Ending.INTERRUPTED for verdict in verdicts):
+        return _INTERRUPTED
+    if expected is None:
+        return int(any(verdict.finding for verdict in verdicts))
+    came = {verdict.finding.kind.value if verdict.finding else "clean" for verdict in verdicts}
+    return int(came != {expected})
+
+
+def _write(verdict: Verdict, output: Path | None) -> Path | None:
+    """Write the counterexample; None, and a line on stderr, if that cannot be."""
+    path = output or Path()
+    if path.is_dir():
+        path = path / f"counterexample-{verdict.job.setup.name}.json"
+    try:
+        path.write_text(verdict.counterexample().dump())
+    except OSError as error:
+        click.echo(f"dynftrace-emu explore: {path}: {error.strerror}", err=True)
+        return None
+    return path
+
+
+def _where(verdict: Verdict, written: Path | None) -> list[str]:
+    if not verdict.finding:
+        return []
+    actions = f"The schedule has {len(verdict.schedule)} actions"
+    if written is None:
+        return [f"{actions}; it could not be written."]
+    return [f"{actions}; it is in {written}", f"Show it: dynftrace-emu replay {written}"]

@@ -16,7 +16,7 @@ from dynftrace_emu.explore import workers as crews
 from dynftrace_emu.explore.job import Job, machine_of
 from dynftrace_emu.explore.levels import Expansion, LevelSearch, Node, expand
 from dynftrace_emu.explore.search import Outcome, pct, run_random, unjoined
-from dynftrace_emu.explore.verdict import Ending, Verdict, measure
+from dynftrace_emu.explore.verdict import Ending, Measured, Verdict, measure
 
 if TYPE_CHECKING:
     from dynftrace_emu.explore.state import Action
@@ -83,8 +83,8 @@ def explore(
     :raises DynftraceError: the machine cannot be made of the job, or workers keep ending.
     """
     begin = time.monotonic()
-    run = _Exploration(job, strategy, limits, workers or crews.here(), on_progress)
-    measured = measure(job)
+    measured = measure(job, strategy.seed)
+    run = _Exploration(job, strategy, limits, measured, workers or crews.here(), on_progress)
     try:
         run.run()
     except KeyboardInterrupt:
@@ -98,6 +98,7 @@ class _Exploration:
     job: Job
     strategy: Strategy
     limits: Limits
+    measured: Measured
     workers: Workers
     on_progress: Progress
     outcome: Outcome = field(default_factory=Outcome)
@@ -160,7 +161,8 @@ class _Exploration:
     def _sample(self) -> None:
         total = self.strategy.schedules
         pieces = [range(at, min(at + _SAMPLE, total)) for at in range(0, total, _SAMPLE)]
-        for outcome in self.workers.map(partial(_draw, self.job, self.strategy, 100), pieces):
+        draw = partial(_draw, self.job, self.strategy, self.measured.length)
+        for outcome in self.workers.map(draw, pieces):
             self.outcome.add(outcome)
             if outcome.found is not None:
                 self.outcome.found = outcome.found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from dataclasses import dataclass
 from enum import Enum
@@ -9,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from dynftrace_emu._version import __version__
 from dynftrace_emu.errors import OptionError
+from dynftrace_emu.explore.counterexample import Counterexample
 from dynftrace_emu.explore.job import machine_of
 from dynftrace_emu.explore.model import Text
 from dynftrace_emu.explore.program import StoreText
+from dynftrace_emu.explore.search import run_random
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,6 +31,7 @@ __all__ = ["Ending", "Measured", "Verdict", "measure"]
 _WIDTH = 80
 _LABEL = 14
 _MAX_ALONE = 1_000_000
+_DRAWN = 50
 _TEXT = {
     Text.COHERENT: "coherent: each next fetch sees a store",
     Text.STALE: "stale: a vCPU sees a store when it syncs, no sooner",
@@ -53,15 +57,17 @@ class Measured:
     :param window: instructions of each task, in a run that is never patched.
     :param stores: bytes that become visible together, of each store to text, in order.
     :param threads: tasks, the patcher, and each kind of interrupt on each CPU.
+    :param length: actions of the longest of some schedules that are drawn at random.
     """
 
     window: tuple[int, ...]
     stores: tuple[int, ...]
     threads: int
+    length: int
 
 
-def measure(job: Job) -> Measured:
-    """Run each task alone, and look through the protocol.
+def measure(job: Job, seed: int) -> Measured:
+    """Run each task alone, look through the protocol, draw some schedules.
 
     :raises DynftraceError: the machine cannot be made of the job.
     :raises OptionError: a task never ends when nothing else happens.
@@ -75,7 +81,18 @@ def measure(job: Job) -> Measured:
         for operation in world.program.operations(())
         if isinstance(operation, StoreText)
     )
-    return Measured(window, stores, _threads(job))
+    return Measured(window, stores, _threads(job), _longest(job, seed))
+
+
+def _longest(job: Job, seed: int) -> int:
+    world, first = machine_of(job)
+    longest = 0
+    for number in range(_DRAWN):
+        world.load(first)
+        seeds = iter([seed << 32 | number])
+        drawn = run_random(world, job.setup.bounds, seeds, lambda _: True)
+        longest = max(longest, drawn.actions)
+    return longest
 
 
 def _instructions(world: World, task: int) -> int:
@@ -127,6 +144,12 @@ class Verdict:
         """The schedule that ends in the finding."""
         return self.outcome.found[1] if self.outcome.found else ()
 
+    def counterexample(self) -> Counterexample:
+        """The schedule, with all that is needed to run it again."""
+        assert self.outcome.found is not None
+        finding, schedule = self.outcome.found
+        return Counterexample(self.job.setup, schedule, finding, self.job.source)
+
     @property
     def is_exhaustive(self) -> bool:
         """Whether every schedule within the bounds was run, or joins one that was."""
@@ -138,6 +161,11 @@ class Verdict:
         )
 
     @property
+    def is_pct(self) -> bool:
+        """Whether schedules were drawn with a guarantee."""
+        return self.strategy.kind.value == "pct"
+
+    @property
     def runs(self) -> int:
         """Schedules that were run, to their end or into a state met before."""
         return self.outcome.schedules + self.outcome.joined
@@ -146,6 +174,12 @@ class Verdict:
     def rate(self) -> float:
         """Schedules a second, by all workers together."""
         return self.runs / max(self.seconds, 1e-9)
+
+    @property
+    def guarantee(self) -> float:
+        """The probability, at least, that one schedule of pct finds a bug of its depth."""
+        moments = math.pow(self.measured.length, self.strategy.depth - 1)
+        return 1 / (self.measured.threads * moments)
 
     def to_json(self) -> dict[str, Any]:
         """The verdict for machines."""
@@ -174,7 +208,8 @@ class Verdict:
             "serializing": sorted(model.serializing),
             "reductions": self._reductions(),
             "strategy": self.strategy.kind.value,
-            "depth": self.strategy.depth,
+            "depth": self.strategy.depth if self.is_pct else None,
+            "guarantee": self.guarantee if self.is_pct else None,
             "seed": self.strategy.seed,
             "schedules": self.runs,
             "ended": outcome.schedules,
@@ -299,6 +334,14 @@ class Verdict:
 
     def _strategy(self) -> str:
         strategy = self.strategy
-        if strategy.kind.value != "pct":
+        if not self.is_pct:
             return strategy.kind.value
-        return f"pct, depth {strategy.depth}"
+        n, k, d = self.measured.threads, self.measured.length, strategy.depth
+        least = self.guarantee
+        everything = -math.expm1(self.outcome.schedules * math.log1p(-least))
+        return (
+            f"pct, depth {d}: a schedule finds a bug of that depth with probability at least "
+            f"1/(n k^(d-1)) = 1/({n} * {k}^{d - 1}) = {least:.2g}, all {self.outcome.schedules:,} "
+            f"together with {everything:.2g} (n: tasks, patcher, interrupts of each CPU; k: "
+            f"actions of the longest of {_DRAWN} schedules drawn)"
+        )

@@ -9,22 +9,25 @@ from __future__ import annotations
 import multiprocessing
 import signal
 from collections import deque
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from contextlib import AbstractContextManager
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dynftrace_emu.errors import DynftraceError
+from dynftrace_emu._version import __version__
+from dynftrace_emu.errors import DynftraceError, OptionError
+from dynftrace_emu.export.missing_extra import MissingExtraError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from types import TracebackType
 
-__all__ = ["LostWorker", "Workers", "here", "processes"]
+__all__ = ["LostWorker", "Workers", "cluster", "here", "processes"]
 
 _AHEAD = 3
 """Pieces of work handed out for each worker: one it does, and some that wait for it."""
 _MAX_LOSSES = 3
+_CONNECT_S = 10
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -41,10 +44,20 @@ class Workers(AbstractContextManager["Workers"]):
 
     :param begin: makes the executor; it may be asked for another one if that breaks.
     :param count: how many there are.
+    :param lost: raised for work that went down with a worker.
+    :param close: done at the end.
     """
 
-    def __init__(self, begin: Callable[[], Executor], count: int) -> None:
+    def __init__(
+        self,
+        begin: Callable[[], Executor],
+        count: int,
+        *,
+        lost: tuple[type[Exception], ...] = (BrokenExecutor,),
+        close: Callable[[], object] = lambda: None,
+    ) -> None:
         self.count = count
+        self._losses, self._close = lost, close
         self.lost = 0
         """How often work had to be done again."""
         self._ahead = _AHEAD * count if count > 1 else 1
@@ -70,7 +83,7 @@ class Workers(AbstractContextManager["Workers"]):
                     return
                 try:
                     result = waiting[0][1].result()
-                except BrokenProcessPool:
+                except self._losses:
                     self._begin_anew()
                     waiting = deque((p, self._submit(function, p)) for p, _ in waiting)
                     continue
@@ -85,7 +98,7 @@ class Workers(AbstractContextManager["Workers"]):
             self._executor = self._begin()
         try:
             return self._executor.submit(function, piece)
-        except BrokenProcessPool:
+        except self._losses:
             self._begin_anew()
             return self._submit(function, piece)
 
@@ -96,7 +109,7 @@ class Workers(AbstractContextManager["Workers"]):
                 "worker processes keep ending: is memory short (--jobs fewer, --states fewer)?"
             )
         if self._executor is not None:
-            self._executor.shutdown(wait=False, cancel_futures=True)
+            self._executor.shutdown(wait=False)
         self._executor = self._begin()
 
     def __exit__(
@@ -106,7 +119,8 @@ class Workers(AbstractContextManager["Workers"]):
         trace: TracebackType | None,
     ) -> None:
         if self._executor is not None:
-            self._executor.shutdown(wait=True, cancel_futures=True)
+            self._executor.shutdown(wait=True)
+        self._close()
 
 
 class _Here(Executor):
@@ -140,3 +154,39 @@ def processes(count: int) -> Workers:
         return ProcessPoolExecutor(count, mp_context=context, initializer=_ignore_interrupts)
 
     return Workers(begin, count)
+
+
+def cluster(address: str) -> Workers:
+    """The workers of a Dask cluster, which need this version of the package.
+
+    :raises MissingExtraError: ``distributed`` is not installed.
+    :raises OptionError: there is no scheduler at ``address``, or no worker.
+    """
+    try:
+        distributed: Any = import_module("distributed")
+    except ImportError:
+        raise MissingExtraError("--cluster", "cluster") from None
+    lost = (distributed.KilledWorker, distributed.comm.CommClosedError)
+    try:
+        client = distributed.Client(address, timeout=_CONNECT_S, set_as_default=False)
+        versions = client.run(_version)
+        count = sum(client.nthreads().values())
+    except (OSError, ValueError, distributed.comm.CommClosedError) as error:
+        raise OptionError(f"--cluster {address}: no scheduler answers ({error})") from None
+    for worker, version in versions.items():
+        if version != __version__:
+            raise OptionError(
+                f"--cluster {address}: {worker} has dynftrace-emu {version}, not {__version__}"
+            )
+    if not count:
+        raise OptionError(f"--cluster {address}: it has no workers")
+    return Workers(
+        lambda: client.get_executor(pure=False),
+        count,
+        lost=lost,
+        close=client.close,
+    )
+
+
+def _version() -> str:
+    return __version__

@@ -1,0 +1,60 @@
+"""The scenarios that ship, each held against what it is there to show."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from dynftrace_emu.explore.explorer import Limits, explore
+from dynftrace_emu.explore.job import Job
+from dynftrace_emu.explore.scenarios import SCENARIOS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dynftrace_emu.explore.scenario import Scenario
+    from dynftrace_emu.explore.setup import Setup
+    from dynftrace_emu.explore.verdict import Verdict
+    from dynftrace_emu.explore.workers import Workers
+
+__all__ = ["Check", "check_all"]
+
+_QUICK_PREEMPTIONS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A scenario, and what it came to."""
+
+    scenario: Scenario
+    verdict: Verdict
+
+    @property
+    def holds(self) -> bool:
+        """A broken one is found, as its class; a mended one is clean, all of it."""
+        if self.scenario.expects is None:
+            return self.verdict.is_exhaustive
+        finding = self.verdict.finding
+        return finding is not None and finding.kind is self.scenario.expects
+
+
+def check_all(workers: Workers, *, quick: bool = False) -> Iterator[Check]:
+    """Explore every scenario that ships, in their order; each by one worker.
+
+    :param quick: with at most 2 preemptions.
+    """
+    names = list(SCENARIOS)
+    for name, verdict in zip(names, workers.map(partial(_explore, quick), names), strict=True):
+        yield Check(SCENARIOS[name], verdict)
+
+
+def _explore(quick: bool, name: str) -> Verdict:
+    setup = SCENARIOS[name].setup
+    return explore(Job(_quick(setup) if quick else setup), limits=Limits())
+
+
+def _quick(setup: Setup) -> Setup:
+    bound = setup.bounds.preemptions
+    least = _QUICK_PREEMPTIONS if bound is None else min(bound, _QUICK_PREEMPTIONS)
+    return replace(setup, bounds=replace(setup.bounds, preemptions=least))
