@@ -174,7 +174,7 @@ class KernelImage:
     @cached_property
     def _function_bounds(self) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
         """Where each function begins, and where it ends."""
-        starts = np.array(self._function_starts, dtype=np.uint64)
+        starts = np.array([function.address for function in self.functions], dtype=np.uint64)
         sizes = np.array([function.size for function in self.functions], dtype=np.uint64)
         return starts, starts + sizes
 
