@@ -185,7 +185,7 @@ def test_an_image_without_safepoints_is_stopped_and_patched_in_the_threaded_engi
 
 def test_where_the_host_cannot_stop_it_exactly_it_is_refused(cli, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(
-        "dynftrace_emu.ftrace.run.why_no_native_hooks", lambda: "this host is made of wood"
+        "dynftrace_emu.ftrace.resolve.why_no_native_hooks", lambda: "this host is made of wood"
     )
     result = cli("run", write_image(tmp_path, ENDLESS), *THREADED)
     assert result.code == 2
