@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from dynftrace_emu.kernel.callgraph import NmiCheck
-    from dynftrace_emu.kernel.image import KernelImage
+    from dynftrace_emu.kernel.image import KernelImage, Symbol
 
 __all__ = ["inspect"]
 
@@ -51,6 +51,8 @@ def inspect(image: str, variant: str | None, check_nmi: bool, nmi_entry: str, as
         _show_check(kernel, check, as_json=as_json)
         return 0 if check.clean else 1
     contents = _contents(kernel)
+    if kernel.debug_complaint:
+        click.echo(f"warning: {kernel.name}: {kernel.debug_complaint}", err=True)
     if as_json:
         click.echo(_json(contents))
     else:
@@ -76,13 +78,23 @@ def _contents(image: KernelImage) -> dict[str, Any]:
         "image": image.name,
         "variant": image.variant,
         "sha256": image.sha256,
-        "functions": [
-            {"name": f.name, "address": f"{f.address:#x}", "size": f.size, "source": f.source}
-            for f in image.functions
-        ],
+        "functions": [_function(image, function) for function in image.functions],
         **_style(image),
         "call_sites": list(_sites(image)),
         "notrace": [function.name for function in image.notrace],
+    }
+
+
+def _function(image: KernelImage, function: Symbol) -> dict[str, Any]:
+    from dynftrace_emu.kernel.demangle import demangle
+
+    readable = demangle(function.name)
+    return {
+        "name": function.name,
+        **({"demangled": readable} if readable != function.name else {}),
+        "address": f"{function.address:#x}",
+        "size": function.size,
+        "source": image.source_line(function.address),
     }
 
 
@@ -140,7 +152,12 @@ def _sites(image: KernelImage) -> Iterator[dict[str, Any]]:
         for name, row in rows.items():
             code = row[index].tobytes()
             texts[name] = {"bytes": code.hex(" "), "text": disassemble(code, site, 1)[0][2]}
-        yield {"address": f"{site:#x}", "function": function.name if function else None, **texts}
+        yield {
+            "address": f"{site:#x}",
+            "function": function.name if function else None,
+            "source": image.source_line(site),
+            **texts,
+        }
 
 
 def _lines(contents: dict[str, Any]) -> Iterator[str]:
@@ -153,7 +170,7 @@ def _lines(contents: dict[str, Any]) -> Iterator[str]:
     yield ""
     yield "Call sites, each as call, jmp and nop:"
     for site in sites:
-        yield f"{site['address']}  {site['function']}"
+        yield f"{site['address']}  {_named(site['function'], site['source'])}"
         for name in ("call", "jmp", "nop"):
             yield f"    {name:<4} {site[name]['bytes']}  {site[name]['text']}"
     yield ""
@@ -161,8 +178,14 @@ def _lines(contents: dict[str, Any]) -> Iterator[str]:
     notrace = set(contents["notrace"])
     for function in contents["functions"]:
         if function["name"] in notrace:
-            source = f"  ({function['source']})" if function["source"] else ""
-            yield f"{function['address']}  {function['name']}{source}"
+            yield f"{function['address']}  {_named(function['name'], function['source'])}"
+
+
+def _named(function: str | None, source: str) -> str:
+    from dynftrace_emu.kernel.demangle import demangle
+
+    name = "?" if function is None else demangle(function)
+    return f"{name}  ({source})" if source else name
 
 
 def _show_check(image: KernelImage, check: NmiCheck, *, as_json: bool) -> None:

@@ -42,7 +42,8 @@ def _lines(kernel: GuestKernel, fault: GuestFault, patches: list[str]) -> Iterat
         yield f"vector {fault.vector}{code}"
     if fault.cr2 is not None:
         yield f"CR2 {fault.cr2:#018x}  {kernel.describe(fault.cr2)}"
-    yield f"RIP {fault.rip:#018x}  {kernel.image.symbolize(fault.rip)}"
+    where = kernel.image.source_line(fault.rip)
+    yield f"RIP {fault.rip:#018x}  {kernel.image.symbolize(fault.rip)}  {where}".rstrip()
     state = "on" if vcpu.interrupts_on else "off"
     yield f"RFLAGS {vcpu[Reg.RFLAGS]:#x} (interrupts {state})"
     yield f"t = {kernel.machine.engine.vcpu_time(vcpu):.6f} s  task: {kernel.current(fault.vcpu)}"
@@ -50,14 +51,23 @@ def _lines(kernel: GuestKernel, fault: GuestFault, patches: list[str]) -> Iterat
         yield "  ".join(f"{register.name:>3} {vcpu[register]:016x}" for register in row)
     yield "Call trace:"
     first, *returns = kernel.backtrace(vcpu)
-    yield f"  [<{first:016x}>] {kernel.image.symbolize(first)}"
+    yield from _frames(kernel, first, kernel.image.symbolize(first), first)
     for ip in returns:
-        yield f"  [<{ip:016x}>] {kernel.image.symbolize_return(ip)}"
+        yield from _frames(kernel, ip, kernel.image.symbolize_return(ip), ip - 1)
     yield "Code:"
     yield from _code(kernel, vcpu, fault.rip)
     yield "Last patches:" if patches else "No text has been patched."
     for patch in patches[-8:]:
         yield f"  {patch}"
+
+
+def _frames(kernel: GuestKernel, ip: int, symbol: str, call: int) -> Iterator[str]:
+    """A line for each call inlined at ``call``, and one for the function that is there."""
+    frames = kernel.image.source_frames(call)
+    for frame in frames[:-1]:
+        yield f"  [<{ip:016x}>] {frame.function}  {frame.where or '??'} (inlined)"
+    where = frames[-1].where if frames else None
+    yield f"  [<{ip:016x}>] {symbol}" + (f"  {where}" if where else "")
 
 
 def _meaning(fault: GuestFault) -> str:

@@ -19,8 +19,9 @@ from elftools.construct import ConstructError
 from elftools.elf.elffile import ELFFile
 
 from dynftrace_emu.kernel.demangle import demangle
-from dynftrace_emu.kernel.dwarf_lines import LineTable, SourceLine, read_lines
+from dynftrace_emu.kernel.dwarf_lines import LineTable, read_lines
 from dynftrace_emu.kernel.dwarf_scopes import Scope, ScopeTable, ranges_of, read_scopes
+from dynftrace_emu.kernel.source import SourceFrame, SourceLine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from elftools.dwarf.dwarfinfo import DWARFInfo
     from numpy.typing import NDArray
 
-__all__ = ["DebugInfo", "SourceFrame", "SourceLine"]
+__all__ = ["DebugInfo"]
 
 _MAX_SECTION = 1 << 30
 # What pyelftools raises where debug information makes no sense, directly or by what it calls.
@@ -40,18 +41,6 @@ _MALFORMED = (
 )  # fmt: skip
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class SourceFrame:
-    """A function, and the line in it; ``is_inlined`` into the function of the next frame."""
-
-    function: str
-    where: SourceLine | None
-    is_inlined: bool
-
-    def __str__(self) -> str:
-        return f"{self.function} at {self.where}" if self.where else self.function
 
 
 @dataclass

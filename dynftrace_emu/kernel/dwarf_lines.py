@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dynftrace_emu.kernel.dwarf_header import require_names_take_bytes
+from dynftrace_emu.kernel.source import SourceLine
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,28 +18,11 @@ if TYPE_CHECKING:
     from elftools.dwarf.dwarfinfo import DWARFInfo
     from numpy.typing import NDArray
 
-__all__ = ["LineTable", "SourceLine", "read_lines"]
+__all__ = ["LineTable", "read_lines"]
 
 _ADDRESS = (1 << 64) - 1
 _MAX_LINE = (1 << 31) - 1
 _LONGEST_HEADER = 1 << 24
-
-
-@dataclass(frozen=True, slots=True)
-class SourceLine:
-    """A line of a source file, as the compiler was given it; line 0: not known."""
-
-    file: str
-    line: int
-    directory: str = ""
-
-    @property
-    def path(self) -> str:
-        """Where the file was when it was compiled."""
-        return posixpath.join(self.directory, self.file)
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line or '?'}"
 
 
 @dataclass(frozen=True)

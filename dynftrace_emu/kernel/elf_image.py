@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dynftrace_emu.errors import ImageError
+from dynftrace_emu.kernel.debug_info import DebugInfo
+from dynftrace_emu.kernel.demangle import demangle
 from dynftrace_emu.kernel.disassembly import CALL_SIZE, TextScan, scan_text
 from dynftrace_emu.kernel.elf_calls import ENDBR64, prologue_start
 from dynftrace_emu.kernel.elf_file import (
@@ -38,6 +40,7 @@ from dynftrace_emu.kernel.runtime import (
     assemble_runtime,
     place_runtime,
 )
+from dynftrace_emu.kernel.source import SourceFrame
 from dynftrace_emu.kernel.structs import PAGE_SIZE, PCPU
 from dynftrace_emu.machine.hypercalls import Port
 
@@ -134,6 +137,29 @@ class ElfImage(KernelImage):
         whole.gs_uses = [at for at in whole.gs_uses if self.function_at(at) is not None]
         whole.extend(replace(self.runtime.scan, gs_uses=[], gs_loads=[], locked=[]))
         return whole
+
+    @cached_property
+    def _debug_info(self) -> DebugInfo:
+        return DebugInfo(self.elf.data, bias=self.elf.bias)
+
+    def source_frames(self, address: int) -> tuple[SourceFrame, ...]:
+        """What the file's debug information says, or that the runtime's function is there."""
+        if frames := self._debug_info.frames(address):
+            return frames
+        function, line = self.function_at(address), self._debug_info.line(address)
+        if function is None or line is None:
+            return super().source_frames(address)
+        return (SourceFrame(demangle(function.name), line),)
+
+    def source_line(self, address: int) -> str:
+        """``file:line`` of the instruction at an address; empty if that is not known."""
+        line = self._debug_info.line(address)
+        return super().source_line(address) if line is None else str(line)
+
+    @property
+    def debug_complaint(self) -> str:
+        """What was the matter with debug information that has been read; empty if nothing."""
+        return self._debug_info.complaint
 
     @property
     def has_own_init(self) -> bool:

@@ -13,7 +13,9 @@ import numpy as np
 
 from dynftrace_emu.errors import ImageError
 from dynftrace_emu.kernel.assembler import TEXT_SECTIONS, Assembled, assemble
+from dynftrace_emu.kernel.demangle import demangle
 from dynftrace_emu.kernel.disassembly import TextScan, scan_text
+from dynftrace_emu.kernel.source import SourceFrame, SourceLine
 from dynftrace_emu.kernel.structs import PCPU, asm_offsets
 from dynftrace_emu.machine.hypercalls import Port
 
@@ -200,7 +202,7 @@ class KernelImage:
         function = self.function_at(address)
         if function is None:
             return f"{address:#x}"
-        return f"{function.name}+{address - function.address:#x}/{function.size:#x}"
+        return _offset_text(function, address)
 
     def symbolize_return(self, address: int) -> str:
         """Likewise for a return address: by the call in front of it, as Linux's ``%pB`` does.
@@ -208,9 +210,30 @@ class KernelImage:
         A call may be the last instruction of its function.
         """
         function = self.function_at(address - 1)
-        if function is None:
-            return f"{address:#x}"
-        return f"{function.name}+{address - function.address:#x}/{function.size:#x}"
+        return f"{address:#x}" if function is None else _offset_text(function, address)
+
+    # --- source ---
+
+    def source_frames(self, address: int) -> tuple[SourceFrame, ...]:
+        """The function at an address and the calls inlined there, the innermost first.
+
+        Empty if nothing is known. Of a function in assembly the line is that of its name.
+        """
+        function = self.function_at(address)
+        if function is None or not function.source:
+            return ()
+        file, _, line = function.source.rpartition(":")
+        return (SourceFrame(function.name, SourceLine(file, int(line))),)
+
+    def source_line(self, address: int) -> str:
+        """``file:line`` of the instruction at an address; empty if that is not known."""
+        frames = self.source_frames(address)
+        return str(frames[0].where or "") if frames else ""
+
+    @property
+    def debug_complaint(self) -> str:
+        """What was the matter with debug information that has been read; empty if nothing."""
+        return ""
 
     # --- text ---
 
@@ -270,6 +293,11 @@ class KernelImage:
             digest.update(f"{segment.name} {segment.address:#x} {len(segment.data)}\n".encode())
             digest.update(segment.data)
         return digest.hexdigest()
+
+
+def _offset_text(function: Symbol, address: int) -> str:
+    name = demangle(function.name)
+    return f"{name}+{address - function.address:#x}/{function.size:#x}"
 
 
 def _reader(firmware: Path) -> Callable[[str], str]:
