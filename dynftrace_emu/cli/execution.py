@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dynftrace_emu.cli.warnings import warn_of_debug_info
 from dynftrace_emu.errors import (
     ControlFileError,
     DynftraceError,
@@ -106,7 +107,9 @@ def finish(
         raise failure  # no fault of the guest's
     if failure is not None:
         _report(traced, failure)
+        warn_of_debug_info(traced.image)
         return failure.exit_code
+    warn_of_debug_info(traced.image)
     if not_shown is not None:
         raise not_shown
     if violations := traced.violations():

@@ -42,6 +42,7 @@ SCHEMA = 1
 @json_option("Print one JSON document.")
 def inspect(image: str, variant: str | None, check_nmi: bool, nmi_entry: str, as_json: bool) -> int:
     """Show IMAGE's functions, call sites and notrace functions, without running it."""
+    from dynftrace_emu.cli.warnings import warn_of_debug_info
     from dynftrace_emu.kernel.callgraph import nmi_check
     from dynftrace_emu.kernel.mini_kernel import load_image
 
@@ -51,8 +52,7 @@ def inspect(image: str, variant: str | None, check_nmi: bool, nmi_entry: str, as
         _show_check(kernel, check, as_json=as_json)
         return 0 if check.clean else 1
     contents = _contents(kernel)
-    if kernel.debug_complaint:
-        click.echo(f"warning: {kernel.name}: {kernel.debug_complaint}", err=True)
+    warn_of_debug_info(kernel)
     if as_json:
         click.echo(_json(contents))
     else:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from dynftrace_emu.export.call_tree import CallNode, CallTree
     from dynftrace_emu.export.trace_source import TraceSource
+    from dynftrace_emu.kernel.image import KernelImage
 
 __all__ = ["report"]
 
@@ -29,24 +30,58 @@ _FLAME_LINES = 60
 
 @click.command(
     epilog="\b\nExamples:\n  dynftrace-emu report trace.dat\n"
-    "  dynftrace-emu report --stat trace.dat"
+    "  dynftrace-emu report --stat trace.dat\n"
+    "  dynftrace-emu report --lines --image fw.elf trace.dat"
 )
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--stat", "what", flag_value="stat", help="A table: calls, total, self, min, max.")
 @click.option("--graph", "what", flag_value="graph", help="All calls merged into one tree.")
 @click.option("--flame", "what", flag_value="flame", help="The same as bars, the widest first.")
+@click.option("--lines", "show_lines", is_flag=True, help="With file:line of functions and calls.")
+@click.option(
+    "--image",
+    metavar="IMAGE",
+    help="What was traced, for --lines. [default: what a trace.dat says]",
+)
+@click.option("--no-demangle", is_flag=True, help="Names of C++ and Rust as the linker has them.")
 @json_option("Print one JSON document.")
-def report(file: Path, what: str | None, as_json: bool) -> None:
+def report(
+    file: Path,
+    what: str | None,
+    show_lines: bool,
+    image: str | None,
+    no_demangle: bool,
+    as_json: bool,
+) -> None:
     """Show the trace in FILE: a trace.dat, or JSON that convert wrote.
 
     Without an option it is text, as the control file trace shows it.
     """
-    from dynftrace_emu.export.call_tree import CallTree
+    from dynftrace_emu.cli.report_lines import image_of
+    from dynftrace_emu.cli.warnings import warn_of_debug_info
     from dynftrace_emu.export.open_trace import open_trace
+    from dynftrace_emu.export.readable import ReadableTrace
 
+    if image is not None and not show_lines:
+        raise OptionError("--image is for --lines")
     source = open_trace(file)
+    places = image_of(source.info.image, file, image) if show_lines else None
+    in_names = None if what is None else places  # text and events have places of their own
+    if not no_demangle or in_names is not None:
+        source = ReadableTrace(source, in_names, demangled=not no_demangle)
+    try:
+        _show(file, source, what, places, as_json=as_json)
+    finally:
+        warn_of_debug_info(places)
+
+
+def _show(
+    file: Path, source: TraceSource, what: str | None, places: KernelImage | None, *, as_json: bool
+) -> None:
+    from dynftrace_emu.export.call_tree import CallTree
+
     if what is None:
-        _print_json(_events(source)) if as_json else _print_text(source)
+        _print_json(_events(source, places)) if as_json else _print_text(source, places)
         return
     tree = CallTree(source)
     if tree.timed and source.info.clock == "counter":
@@ -75,10 +110,10 @@ def _print_json(document: Any) -> None:
     click.echo(json.dumps(document, indent=2))
 
 
-def _print_text(source: TraceSource) -> None:
+def _print_text(source: TraceSource, places: KernelImage | None) -> None:
     from dynftrace_emu.export.text_file import text_lines
 
-    lines = text_lines(source)
+    lines = text_lines(source, places)
     _print(
         (click.style(line, dim=True) if line.startswith("#") else line for line in lines)
         if _in_colour()
@@ -86,7 +121,7 @@ def _print_text(source: TraceSource) -> None:
     )
 
 
-def _events(source: TraceSource) -> dict[str, Any]:
+def _events(source: TraceSource, places: KernelImage | None) -> dict[str, Any]:
     from dynftrace_emu.kernel.structs import EventId
 
     info = source.info
@@ -103,8 +138,12 @@ def _events(source: TraceSource) -> dict[str, Any]:
             }  # fmt: skip
             if ip:
                 event["function"] = info.symbols.name(ip)
+                if places is not None:
+                    event["source"] = places.where(ip)
             if kind == EventId.FUNCTION:
                 event["parent"] = info.symbols.name(parent)
+                if places is not None:
+                    event["parent_source"] = places.where_return(parent)
             if kind in (EventId.GRAPH_ENTRY, EventId.GRAPH_EXIT):
                 event["depth"] = depth
             if kind == EventId.GRAPH_EXIT:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,9 @@ __all__ = ["run"]
 )
 @image_argument()
 @run_options()
+@click.option(
+    "--lines", "show_lines", is_flag=True, help="Show traces with file:line of functions and calls."
+)
 @click.option("--watch", metavar="FUNC", help="Tell the life of FUNC's call site as a timeline.")
 @click.option(
     "--repro",
@@ -39,6 +43,7 @@ def run(
     /,
     as_json: bool,
     verbose: bool,
+    show_lines: bool,
     watch: str | None,
     repro: Path | None,
     **values: Any,
@@ -58,7 +63,8 @@ def run(
         if values["call"] is not None:
             _trace_the_call(values)
         options, digest = to_run_options(values), None
-    return _execute(options, digest, as_json=as_json, verbose=verbose, watch=watch)
+    shown = _Shown(as_json=as_json, verbose=verbose, lines=show_lines, watch=watch)
+    return _execute(options, digest, shown)
 
 
 def _trace_the_call(values: dict[str, Any]) -> None:
@@ -71,16 +77,24 @@ def _trace_the_call(values: dict[str, Any]) -> None:
 
 
 def _refuse_other_options(ctx: click.Context) -> None:
-    allowed = {"as_json", "verbose", "watch", "repro"}
+    allowed = {"as_json", "verbose", "show_lines", "watch", "repro"}
     for name in ctx.params:
         source = ctx.get_parameter_source(name)
         if name not in allowed and source is click.core.ParameterSource.COMMANDLINE:
             raise OptionError("--repro takes every option from its file; give it alone")
 
 
-def _execute(
-    options: RunOptions, digest: str | None, *, as_json: bool, verbose: bool, watch: str | None
-) -> int:
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """What of a run is shown, and how."""
+
+    as_json: bool
+    verbose: bool
+    lines: bool
+    watch: str | None
+
+
+def _execute(options: RunOptions, digest: str | None, shown: _Shown) -> int:
     from dynftrace_emu.cli.execution import finish, interruptible, run_and_catch, show_console
     from dynftrace_emu.cli.live import TickView
     from dynftrace_emu.ftrace.run import Run
@@ -88,20 +102,21 @@ def _execute(
     from dynftrace_emu.tracefs.controls import Controls
 
     with ExitStack() as stack:
-        view = None if as_json else stack.enter_context(TickView(options.vcpus))
+        view = None if shown.as_json else stack.enter_context(TickView(options.vcpus))
         traced = Run(options, on_tick=view.show if view else None)
         if traced.note:
             click.echo(f"note: {traced.note}", err=True)
+        traced.tracing.places = traced.image if shown.lines else None
         controls = Controls(traced)
         if digest is not None and digest != traced.image.sha256:
             click.echo("warning: the image differs from the one that failed", err=True)
-        show_console(traced, verbose=verbose, as_json=as_json)
-        watcher = Watch(traced, watch) if watch else None
+        show_console(traced, verbose=shown.verbose, as_json=shown.as_json)
+        watcher = Watch(traced, shown.watch) if shown.watch else None
         if view is not None:
             view.begin(traced)
         with interruptible(traced) as interrupted:
             failure = run_and_catch(traced)
     if watcher is not None:
         for line in watcher.lines():
-            click.echo(line, err=as_json)
-    return finish(traced, controls, failure, interrupted.is_set(), as_json=as_json)
+            click.echo(line, err=shown.as_json)
+    return finish(traced, controls, failure, interrupted.is_set(), as_json=shown.as_json)

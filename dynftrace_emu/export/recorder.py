@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dynftrace_emu.errors import OptionError, RecordError
 from dynftrace_emu.export.trace_dat import TraceDatWriter
-from dynftrace_emu.export.trace_source import HostEvent, SymbolTable, TraceInfo
+from dynftrace_emu.export.trace_source import HostEvent, ImageNote, SymbolTable, TraceInfo
 from dynftrace_emu.ftrace.events import (
     FtraceEvent,
     PageAdded,
     TextChanged,
     TracingSwitched,
 )
+from dynftrace_emu.kernel.mini_kernel import BUILTIN_IMAGES
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from dynftrace_emu.ftrace.run import Run
+    from dynftrace_emu.kernel.image import KernelImage
     from dynftrace_emu.machine.engine import Kthread
 
 __all__ = ["RecordedCpu", "Recorder"]
@@ -39,6 +40,11 @@ class RecordedCpu:
     overruns: int
     calls: int
     open_calls: int
+
+
+def _image_note(image: KernelImage) -> ImageNote:
+    argument = image.name if image.name in BUILTIN_IMAGES else str(Path(image.name).absolute())
+    return ImageNote(argument, image.variant, image.sha256)
 
 
 class Recorder:
@@ -74,6 +80,7 @@ class Recorder:
             self._array.clock,
             SymbolTable(functions),
             self._tracing.comms(),
+            _image_note(image),
         )
 
     def _body(self) -> Kthread:

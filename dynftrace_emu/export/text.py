@@ -11,6 +11,7 @@ from dynftrace_emu.export.text_fields import (
     DEFAULT_OPTIONS,
     LatencyFlags,
     Names,
+    Places,
     PlainSymbols,
     Symbols,
     TextStyle,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from dynftrace_emu.ftrace.trace_events import Events
 
-__all__ = ["DEFAULT_OPTIONS", "Names", "TextStyle", "TraceText", "header"]
+__all__ = ["DEFAULT_OPTIONS", "Names", "Places", "TextStyle", "TraceText", "header"]
 
 _PART = 1 << 13
 """So many events are made text at a time."""
@@ -58,7 +59,8 @@ class TraceText:
 
     ``buffers``: the buffers of all CPUs are shown, not one's alone. ``annotate_start``: some of
     them overran, so say where each begins. ``cpus`` is the number of possible CPUs. With the
-    option latency-format, times count from ``time_start``, or else from the first event.
+    option latency-format, times count from ``time_start``, or else from the first event. With
+    ``places`` functions come with the lines they are in, callers with those of the calls.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class TraceText:
         annotate_start: bool = False,
         cpus: int = 1,
         time_start: int | None = None,
+        places: Places | None = None,
     ) -> None:
         self._style = style
         self._names = names
@@ -77,7 +80,9 @@ class TraceText:
         self._started: set[int] = set()
         self._printed = 0
         self._time_start = time_start
-        self._symbols = Symbols(names, style)
+        self._places = places
+        self._symbols = Symbols(names, style, places.where if places else None)
+        self._returns = Symbols(names, style, places.where_return if places else None)
         self._parents = _Cache(self._parent)
         self._comms = _Cache(names.comm)
         self._tasks = _Cache(self._task)
@@ -156,18 +161,23 @@ class TraceText:
         if row.type in _CALL_GRAPH:
             first, *rest = self._draw(part, index, row)
         else:
-            first, *rest = message(row.type, part.payload(row), self._symbols)
+            first, *rest = message(row.type, part.payload(row), self._returns)
         yield context + first
         yield from rest
 
     def _draw(self, part: Batch, index: int, row: Row) -> list[str]:
         if row.type == EventId.GRAPH_ENTRY:
             duration = int(part.duration[index]) if part.leaf[index] else None
-            return self._graph.entry(row, duration)
+            return self._placed(self._graph.entry(row, duration), row.ip)
         if row.type == EventId.GRAPH_EXIT:
             return self._graph.exit(row)
-        text = message(row.type, part.payload(row), self._symbols, bare=True)
+        text = message(row.type, part.payload(row), self._returns, bare=True)
         return self._graph.comment(row, text)
+
+    def _placed(self, lines: list[str], ip: int) -> list[str]:
+        """The last line is the call."""
+        place = self._places.where(ip) if self._places else ""
+        return [*lines[:-1], f"{lines[-1]} /* {place} */"] if place else lines
 
     def _starts(self, cpus: NDArray[np.uint16], shown: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Which events are the first ones of their CPU, among those ``shown`` in the usual way."""
@@ -192,7 +202,7 @@ class TraceText:
 
     def _parent(self, address: int) -> str:
         shown = address and self._style.on("print-parent")
-        return f" <-{self._symbols[address]}" if shown else ""
+        return f" <-{self._returns[address]}" if shown else ""
 
     def _contexts(self, part: Batch) -> list[str]:
         """What comes before an event's own words."""

@@ -5,15 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntFlag
 from itertools import takewhile
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from dynftrace_emu.ftrace.trace_events import TraceFlag
 from dynftrace_emu.kernel.structs import EventId
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = [
     "DEFAULT_OPTIONS",
     "LatencyFlags",
     "Names",
+    "Places",
     "PlainSymbols",
     "Symbols",
     "TextStyle",
@@ -76,11 +80,24 @@ class Names(Protocol):
         """The thread group of a task, if recorded."""
 
 
-class Symbols(dict[int, str]):
-    """The text of an address (``seq_print_ip_sym``), looked up once."""
+class Places(Protocol):
+    """What addresses were compiled from, as ``file:line``; empty if that is not known."""
 
-    def __init__(self, names: Names, style: TextStyle) -> None:
+    def where(self, address: int) -> str:
+        """The place of an instruction."""
+
+    def where_return(self, address: int) -> str:
+        """The place of the call that returns to an address."""
+
+
+class Symbols(dict[int, str]):
+    """The text of an address (``seq_print_ip_sym``), looked up once; with ``where``, its place."""
+
+    def __init__(
+        self, names: Names, style: TextStyle, where: Callable[[int], str] | None = None
+    ) -> None:
         super().__init__()
+        self._where = where
         self._names = names
         self._offset = style.on("sym-offset")
         self._address = style.on("sym-addr")
@@ -89,6 +106,8 @@ class Symbols(dict[int, str]):
         text = "0"
         if address:
             text = self._symbol(address) + (f" <{address:016x}>" if self._address else "")
+            if self._where is not None and (place := self._where(address)):
+                text += f" ({place})"
         self[address] = text
         return text
 

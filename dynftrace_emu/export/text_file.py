@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from dynftrace_emu.export.text import Places
     from dynftrace_emu.export.trace_source import HostEvent, TraceInfo, TraceSource
 
 __all__ = ["InfoNames", "text_lines", "write_text"]
@@ -41,8 +42,8 @@ class InfoNames:
         return pid
 
 
-def text_lines(source: TraceSource) -> Iterator[str]:
-    """The trace, line by line, as ``cat trace`` shows it.
+def text_lines(source: TraceSource, places: Places | None = None) -> Iterator[str]:
+    """The trace, line by line, as ``cat trace`` shows it; with ``places``, source lines in it.
 
     What the host did comes as comments, in front of the first events that are later.
     """
@@ -50,7 +51,8 @@ def text_lines(source: TraceSource) -> Iterator[str]:
     style = TextStyle(info.tracer, DEFAULT_OPTIONS, counter=info.clock == "counter")
     entries, lost = _count(source)
     yield from header(style, entries=entries, written=entries + lost, cpus=info.nr_cpus)
-    text = TraceText(style, InfoNames(info), cpus=info.nr_cpus, annotate_start=lost > 0)
+    names = InfoNames(info)
+    text = TraceText(style, names, cpus=info.nr_cpus, annotate_start=lost > 0, places=places)
     host = _HostLines(source)
     for events, gone in source.batches():
         for part in host.cut(events):

@@ -52,6 +52,9 @@ CLOCKS = ("local", "global", "counter", "uptime", "perf", "mono", "mono_raw", "b
 NOTE = ".dynftrace."
 NOTE_TRACER = NOTE + "tracer."  # + its name
 NOTE_CPUS = NOTE + "cpus"  # the address is the number
+NOTE_IMAGE = NOTE + "image."  # + what load_image takes, percent-encoded
+NOTE_VARIANT = NOTE + "variant."  # + the image's
+NOTE_SHA256 = NOTE + "sha256."  # + of the image
 NOTE_END = NOTE + "end"  # the address is where the function of the line before ends
 LAST_SYMBOL = "__dynftrace_end"
 """Follows the last function: trace-cmd finds no name for an address behind the last symbol."""

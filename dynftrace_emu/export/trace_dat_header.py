@@ -6,6 +6,7 @@ import re
 import struct
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, BinaryIO
+from urllib.parse import quote
 
 from dynftrace_emu._version import __version__
 from dynftrace_emu.export import trace_dat_format as fmt
@@ -109,6 +110,10 @@ def _clocks(clock: str) -> str:
 def _kallsyms(info: TraceInfo) -> str:
     lines = [f"{0:016x} A {fmt.NOTE_TRACER}{_word(info.tracer)}"]
     lines.append(f"{info.nr_cpus:016x} A {fmt.NOTE_CPUS}")
+    if info.image is not None:
+        lines.append(f"{0:016x} A {fmt.NOTE_IMAGE}{quote(info.image.argument)}")
+        lines.append(f"{0:016x} A {fmt.NOTE_VARIANT}{_word(info.image.variant)}")
+        lines.append(f"{0:016x} A {fmt.NOTE_SHA256}{_word(info.image.sha256)}")
     lines += _functions(info.symbols)
     return "\n".join(lines) + "\n"
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from dynftrace_emu.export import trace_dat_format as fmt
 from dynftrace_emu.export.trace_dat_unpack import Layout
 from dynftrace_emu.export.trace_file_error import TraceFileError
-from dynftrace_emu.export.trace_source import SymbolTable, TraceInfo
+from dynftrace_emu.export.trace_source import ImageNote, SymbolTable, TraceInfo
 from dynftrace_emu.kernel.structs import EventId
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def read_info(header: Header) -> TraceInfo:
     """What it is a trace of; the tracer is "" if the file does not say."""
     notes: dict[str, int] = {}
     symbols = _symbols(header.kallsyms, notes)
-    tracers = [note.removeprefix(fmt.NOTE_TRACER) for note in notes if fmt.NOTE_TRACER in note]
+    tracer = _note(notes, fmt.NOTE_TRACER) or ""
     cpus = min(notes.get(fmt.NOTE_CPUS, header.cpus), header.cpus)
     clock = "local"
     for number, data in header.options:
@@ -74,7 +75,20 @@ def read_info(header: Header) -> TraceInfo:
             clock = found[1].decode()
     comms = {int(pid): comm for pid, comm in _CMDLINE.findall(header.cmdlines)}
     comms.pop(fmt.HOST_PID, None)
-    return TraceInfo(tracers[0] if tracers else "", cpus, clock, symbols, comms)
+    return TraceInfo(tracer, cpus, clock, symbols, comms, _image(notes))
+
+
+def _note(notes: dict[str, int], prefix: str) -> str | None:
+    found = (note.removeprefix(prefix) for note in notes if note.startswith(prefix))
+    return next(found, None)
+
+
+def _image(notes: dict[str, int]) -> ImageNote | None:
+    texts = [_note(notes, kind) for kind in (fmt.NOTE_IMAGE, fmt.NOTE_VARIANT, fmt.NOTE_SHA256)]
+    argument, variant, digest = texts
+    if argument is None:
+        return None
+    return ImageNote(unquote(argument), variant or "dynamic", digest or "")
 
 
 def _symbols(text: str, notes: dict[str, int]) -> SymbolTable:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from dynftrace_emu.ftrace.trace_events import Events
 
-__all__ = ["HostEvent", "SymbolTable", "TraceInfo", "TraceSource"]
+__all__ = ["HostEvent", "ImageNote", "SymbolTable", "TraceInfo", "TraceSource"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,15 @@ class SymbolTable:
         return found[0] if found else f"{address:#x}"
 
 
+@dataclass(frozen=True, slots=True)
+class ImageNote:
+    """Which image a trace is of: what ``load_image`` takes, and a digest of what that gave."""
+
+    argument: str
+    variant: str
+    sha256: str
+
+
 @dataclass(frozen=True)
 class TraceInfo:
     """What a trace is of.
@@ -53,6 +62,7 @@ class TraceInfo:
     clock: str = "local"
     symbols: SymbolTable = field(default_factory=SymbolTable)
     comms: Mapping[int, str] = field(default_factory=dict)  # by pid
+    image: ImageNote | None = None  # if it is known
 
     def comm(self, pid: int) -> str:
         """A task's name, as trace text shows it."""

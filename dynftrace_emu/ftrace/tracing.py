@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from dynftrace_emu.ftrace.static import StaticFtrace
     from dynftrace_emu.kernel.guest import GuestKernel
+    from dynftrace_emu.kernel.image import KernelImage
     from dynftrace_emu.machine.vcpu import VCpu
 
 __all__ = ["OPTIONS", "Tracing"]
@@ -101,6 +102,8 @@ class Tracing:
         self._probe_table = ProbeTable(kernel, self.pool, self._act) if traceable else None
         self._pid_table: NDArray[np.uint32] | None = None
         self.saved_cmdlines_size = 128
+        self.places: KernelImage | None = None
+        """Where trace text gets the lines of functions and calls from, if it has them."""
         self.instances: dict[str, TraceArray] = {}
         self.global_array = TraceArray(self, "", TraceBit.FUNCTION)
         self.write_plain()

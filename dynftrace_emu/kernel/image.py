@@ -15,7 +15,7 @@ from dynftrace_emu.errors import ImageError
 from dynftrace_emu.kernel.assembler import TEXT_SECTIONS, Assembled, assemble
 from dynftrace_emu.kernel.demangle import demangle
 from dynftrace_emu.kernel.disassembly import TextScan, scan_text
-from dynftrace_emu.kernel.source import SourceFrame, SourceLine
+from dynftrace_emu.kernel.source import SourceFrame, SourceLine, where_text
 from dynftrace_emu.kernel.structs import PCPU, asm_offsets
 from dynftrace_emu.machine.hypercalls import Port
 
@@ -229,6 +229,14 @@ class KernelImage:
         """``file:line`` of the instruction at an address; empty if that is not known."""
         frames = self.source_frames(address)
         return str(frames[0].where or "") if frames else ""
+
+    def where(self, address: int) -> str:
+        """The source of an address, with what is inlined there, as text; empty if not known."""
+        return where_text(self.source_frames(address))
+
+    def where_return(self, address: int) -> str:
+        """Likewise for a return address: of the call in front of it."""
+        return self.where(address - 1) if address else ""
 
     @property
     def debug_complaint(self) -> str:

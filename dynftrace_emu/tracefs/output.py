@@ -57,7 +57,14 @@ def trace_text(
         style, entries=len(events), written=len(events) + overrun, cpus=nr_cpus, corrupted=corrupted
     )
     names = SymbolNames(array)
-    text = TraceText(style, names, buffers=cpus is None, annotate_start=overrun > 0, cpus=nr_cpus)
+    text = TraceText(
+        style,
+        names,
+        buffers=cpus is None,
+        annotate_start=overrun > 0,
+        cpus=nr_cpus,
+        places=array.tracing.places,
+    )
     yield from text.lines(events)
 
 
@@ -105,7 +112,14 @@ class TracePipe(ControlFile):
 
     def _make(self, style: TextStyle) -> TraceText:
         names = SymbolNames(self.array)
-        return TraceText(style, names, buffers=self._cpus is None, cpus=self.tracing.nr_cpus)
+        tracing = self.tracing
+        return TraceText(
+            style,
+            names,
+            buffers=self._cpus is None,
+            cpus=tracing.nr_cpus,
+            places=tracing.places,
+        )
 
     def read(self) -> str:
         style = _style(self.array)
