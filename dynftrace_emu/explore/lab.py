@@ -6,17 +6,18 @@ snapshot is a few kilobytes, and two states are the same if their bytes are.
 
 from __future__ import annotations
 
+import re
 import struct
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING
 
 import capstone
 from capstone import x86 as cs_x86
 
-from dynftrace_emu.errors import OptionError
+from dynftrace_emu.errors import ImageError, OptionError
 from dynftrace_emu.kernel.boot import enter_long_mode
-from dynftrace_emu.kernel.image import KernelImage, firmware_path
+from dynftrace_emu.kernel.image import LINK_ADDRESS, KernelImage, firmware_path
 from dynftrace_emu.machine.descriptors import (
     GDT_SIZE,
     TSS_LIMIT,
@@ -30,6 +31,7 @@ from dynftrace_emu.machine.vcpu import REGISTER_FILE, Reg, VCpu
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from dynftrace_emu.explore.foreign import Foreign
     from dynftrace_emu.explore.guest_code import GuestCode
 
 __all__ = ["BREAKPOINT", "NMI", "TIMER", "Instruction", "Lab", "LabImage", "Registers", "TaskSpec"]
@@ -41,10 +43,12 @@ _RAM = 4 << 20
 _DESCRIPTORS = 0xFFFF_FE00_0000_0000
 _AREA_SIZE = 0x40
 _PLACES = 9
-_STACK_SIZE = 512
+_ARGUMENTS, _TEXTS = 6, 1024
 _RFLAGS = 1 << 9 | 1 << 1  # IF, and the bit that is always set
 _BRANCHES = (capstone.CS_GRP_JUMP, capstone.CS_GRP_CALL, capstone.CS_GRP_RET, capstone.CS_GRP_IRET)
-_OWN_STACK = (cs_x86.X86_REG_RSP, cs_x86.X86_REG_RBP)
+_STACK = (cs_x86.X86_REG_RSP,)
+_FRAME = (cs_x86.X86_REG_RSP, cs_x86.X86_REG_RBP)  # compiled code may use RBP for anything
+_VECTOR = re.compile(r"\b([xyz]?mm\d|st\(|f[a-z]+ |fxsave|fxrstor)")
 _QUIET_WITHOUT_OPERANDS = ("nop", "ret", "cld", "leave", "cdqe", "cqo", "cdq", "endbr64")
 
 
@@ -71,11 +75,15 @@ class Registers:
 
 @dataclass(frozen=True, slots=True)
 class TaskSpec:
-    """A task: the CPU it is bound to, how often it calls which functions."""
+    """A task: the CPU it is bound to, how often it calls which functions.
+
+    :param arguments: of a function of an ELF image: numbers, and texts (by address, NUL-ended).
+    """
 
     cpu: int
     functions: tuple[str, ...] = ("work",)
     rounds: int = 1
+    arguments: tuple[int | str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,28 +103,39 @@ class LabImage:
     :param defines: which variants of its code (``LAB_NMI_TRACES``, ...).
     :param pad: bytes in front of ``work``, which begins a page otherwise.
     :param guest: what is linked in.
+    :param foreign: an image whose functions are called.
     :raises ImageError: the guest code was linked against another lab.
     """
 
     defines: tuple[str, ...] = ()
     pad: int = 0
     guest: GuestCode | None = None
+    foreign: Foreign | None = None
 
     @cached_property
     def image(self) -> KernelImage:
         """:raises AssemblyError: it does not assemble."""
-        if self.guest is None:
-            return _assemble(self.defines, self.pad)
-        return self.guest.link_into(_assemble((*self.defines, "LAB_GUEST"), self.pad))
+        defines = self.defines
+        if self.guest is not None:
+            defines = (*defines, "LAB_GUEST")
+        if self.foreign is not None:
+            defines = (*defines, "LAB_FOREIGN")
+            lab = self.foreign.link(partial(_assemble, defines, self.pad))
+        else:
+            lab = _assemble(defines, self.pad, LINK_ADDRESS)
+        return lab if self.guest is None else self.guest.link_into(lab)
 
 
 @lru_cache(maxsize=64)
-def _assemble(defines: tuple[str, ...], pad: int) -> KernelImage:
+def _assemble(defines: tuple[str, ...], pad: int, address: int) -> KernelImage:
     skip = f".skip {pad}, 0xcc" if pad else ""
     prelude = f".macro LAB_PAD_WORK\n{skip}\n.endm\n"
     source = (firmware_path() / "explore" / "lab.S").read_text()
     return KernelImage.from_assembly(
-        [("<pad>", prelude), ("explore/lab.S", source)], name="lab", defines=defines
+        [("<pad>", prelude), ("explore/lab.S", source)],
+        name="lab",
+        defines=defines,
+        link_address=address,
     )
 
 
@@ -137,10 +156,10 @@ class Lab:
         poker: str | None = None,
     ) -> None:
         self.image = image
-        self.memory = GuestMemory(_RAM)
+        self.memory = GuestMemory(_RAM + sum(segment.size for segment in image.segments))
         for segment in image.segments:
             self.memory.map(
-                segment.name, segment.address, max(len(segment.data), PAGE_SIZE),
+                segment.name, segment.address, max(segment.size, PAGE_SIZE),
                 writable=segment.writable, executable=segment.executable,
             )  # fmt: skip
             self.memory.write(segment.address, segment.data)
@@ -149,12 +168,26 @@ class Lab:
         if places > _PLACES:
             raise OptionError(f"{places - 1} CPUs or tasks: the lab has room for {_PLACES - 1}")
         self.start = image.address("lab_data")
-        self.end = image.address("lab_stacks") + places * 2 * _STACK_SIZE
+        stacks = image.address("lab_stacks")
+        self._stack_size = (image.address("lab_stacks_end") - stacks) // (2 * _PLACES)
+        self.end = stacks + places * 2 * self._stack_size
         self._ram = self.memory.ram_view
         self._at = self._physical(self.start)
         self._size = self.end - self.start
+        self._others = [
+            slice(at := self._physical(segment.address), at + segment.size)
+            for segment in image.segments
+            if segment.writable
+            and not segment.address <= self.start < segment.address + segment.size
+        ]
+        text = image.address("lab_task")
+        self._own_text = next(
+            (s.address, s.address + s.size) for s in image.segments
+            if s.address <= text < s.address + s.size
+        )  # fmt: skip
         self._set_up_idt()
         self.vcpus = [self._vcpu(cpu) for cpu in range(nr_cpus)]
+        self._texts = 0
         self.tasks = [self._first_registers(n, task) for n, task in enumerate(tasks)]
         self.idle = self._idle_registers(poker)
         self._decoded: dict[int, Instruction] = {}
@@ -164,11 +197,19 @@ class Lab:
     @property
     def data(self) -> bytes:
         """All that guest code may have written."""
-        return bytes(self._ram[self._at : self._at + self._size])
+        own = bytes(self._ram[self._at : self._at + self._size])
+        if not self._others:
+            return own
+        return b"".join((own, *(self._ram[where] for where in self._others)))
 
     @data.setter
     def data(self, value: bytes) -> None:
-        self._ram[self._at : self._at + self._size] = value
+        self._ram[self._at : self._at + self._size] = value[: self._size]
+        done = self._size
+        for where in self._others:
+            size = where.stop - where.start
+            self._ram[where] = value[done : done + size]
+            done += size
 
     def write_data(self, address: int, value: bytes) -> None:
         """Store to guest data."""
@@ -196,15 +237,18 @@ class Lab:
     def erase_dead_stack(self, task: int, rsp: int) -> None:
         """Zero what lies below RSP on a task's stack: it says nothing, and differs."""
         top = self.stack_top(task)
-        if top - _STACK_SIZE <= rsp <= top:
-            begin = self._at + top - _STACK_SIZE - self.start
-            count = rsp - (top - _STACK_SIZE)
-            self._ram[begin : begin + count] = bytes(count)
+        begin = self._at + top - self._stack_size - self.start
+        count = rsp - (top - self._stack_size)
+        self._ram[begin : begin + count] = bytes(count)
+
+    def is_on_stack(self, task: int, rsp: int) -> bool:
+        """Whether a stack pointer is in a task's own stack."""
+        return 0 <= self.stack_top(task) - rsp < self._stack_size
 
     def erase_nmi_stack(self, cpu: int) -> None:
         """The same for the whole NMI stack of a CPU that is in none."""
-        begin = self._at + self._nmi_stack_top(cpu) - _STACK_SIZE - self.start
-        self._ram[begin : begin + _STACK_SIZE] = bytes(_STACK_SIZE)
+        begin = self._at + self._nmi_stack_top(cpu) - self._stack_size - self.start
+        self._ram[begin : begin + self._stack_size] = bytes(self._stack_size)
 
     # --- code ---
 
@@ -212,11 +256,21 @@ class Lab:
         """The instruction at ``address``, as memory has it now; remembered.
 
         Not for text that is patched.
+
+        :raises ImageError: it uses registers that a snapshot does not have.
         """
         found = self._decoded.get(address)
         if found is None:
             code = self.memory.read(address, 15) or self.memory.read(address, 1) or b""
-            found = self._decoded[address] = decode(code, address)
+            begin, end = self._own_text
+            bases = _FRAME if begin <= address < end else _STACK
+            found = self._decoded[address] = decode(code, address, bases)
+            if _VECTOR.search(found.text):
+                where = self.image.symbolize(address)
+                raise ImageError(
+                    f"{where}: {found.text}: vector and x87 registers are no part of a snapshot; "
+                    "compile with -mgeneral-regs-only"
+                )
         return found
 
     # --- setting up ---
@@ -230,10 +284,10 @@ class Lab:
 
     def stack_top(self, task: int) -> int:
         """Where a task's stack begins: its highest address."""
-        return self.image.address("lab_stacks") + (2 * task + 1) * _STACK_SIZE
+        return self.image.address("lab_stacks") + (2 * task + 1) * self._stack_size
 
     def _nmi_stack_top(self, cpu: int) -> int:
-        return self.image.address("lab_stacks") + (2 * cpu + 2) * _STACK_SIZE
+        return self.image.address("lab_stacks") + (2 * cpu + 2) * self._stack_size
 
     def _set_up_idt(self) -> None:
         self._idt = self.image.address("lab_idt")
@@ -261,6 +315,7 @@ class Lab:
     def _first_registers(self, number: int, task: TaskSpec) -> bytes:
         first, second = (*task.functions, None)[:2]
         assert first is not None
+        table = self._write_arguments(number, task) if self._is_foreign else 0
         return Registers.make(
             {
                 Reg.RIP: self.image.address("lab_task"),
@@ -270,8 +325,33 @@ class Lab:
                 Reg.R12: task.rounds,
                 Reg.R13: self.image.address(first),
                 Reg.R14: self.image.address(second) if second else 0,
+                Reg.R15: table,
             }
         )
+
+    @property
+    def _is_foreign(self) -> bool:
+        return "lab_arguments" in self.image.symbols
+
+    def _write_arguments(self, number: int, task: TaskSpec) -> int:
+        """What a task's calls are given; the address of its six words."""
+        table = self.image.address("lab_arguments") + number * 8 * _ARGUMENTS
+        if len(task.arguments) > _ARGUMENTS:
+            raise OptionError(f"{len(task.arguments)} arguments: {_ARGUMENTS} at most")
+        for place, argument in enumerate(task.arguments):
+            value = self._place_text(argument) if isinstance(argument, str) else argument
+            self.write_data(table + 8 * place, (value % (1 << 64)).to_bytes(8, "little"))
+        return table
+
+    def _place_text(self, text: str) -> int:
+        """A NUL-ended text in guest data; its address."""
+        at = self.image.address("lab_texts") + self._texts
+        data = text.encode("latin-1") + b"\0"
+        self._texts += len(data)
+        if self._texts > _TEXTS:
+            raise OptionError(f"the arguments' texts are longer than {_TEXTS} bytes")
+        self.write_data(at, data)
+        return at
 
     def _idle_registers(self, poker: str | None) -> bytes:
         """The patcher's CPU: it runs the poker, or nothing but the NMIs that come to it."""
@@ -289,16 +369,19 @@ _disassembler = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
 _disassembler.detail = True
 
 
-def decode(code: bytes, address: int) -> Instruction:
-    """Decode one instruction; bytes that are none are one byte long and not quiet."""
+def decode(code: bytes, address: int, bases: tuple[int, ...] = _STACK) -> Instruction:
+    """Decode one instruction; bytes that are none are one byte long and not quiet.
+
+    :param bases: registers that point to the task's own stack and nowhere else.
+    """
     for insn in _disassembler.disasm(code, address, 1):
         branches = any(insn.group(group) for group in _BRANCHES)
         text = f"{insn.mnemonic} {insn.op_str}".strip()
-        return Instruction(insn.size, text, _is_quiet(insn), branches)
+        return Instruction(insn.size, text, _is_quiet(insn, bases), branches)
     return Instruction(1, "(bad)", quiet=False, branches=True)
 
 
-def _is_quiet(insn: capstone.CsInsn) -> bool:
+def _is_quiet(insn: capstone.CsInsn, bases: tuple[int, ...]) -> bool:
     if not insn.operands:
         return insn.mnemonic in _QUIET_WITHOUT_OPERANDS
     if insn.mnemonic.startswith(("int", "in", "out", "lock", "rep", "hlt", "popf", "pushf")):
@@ -308,7 +391,7 @@ def _is_quiet(insn: capstone.CsInsn) -> bool:
             return False
         if operand.type != cs_x86.X86_OP_MEM or insn.mnemonic in ("lea", "nop"):
             continue
-        if operand.mem.segment or operand.mem.base not in _OWN_STACK or operand.mem.index:
+        if operand.mem.segment or operand.mem.base not in bases or operand.mem.index:
             return False
     return True
 

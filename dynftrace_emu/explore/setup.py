@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dynftrace_emu.errors import ImageError, OptionError
+from dynftrace_emu.explore.findings import Found
+from dynftrace_emu.explore.foreign import Foreign
 from dynftrace_emu.explore.guest_code import POKER, GuestCode, compile_guest
 from dynftrace_emu.explore.lab import Lab, LabImage, Registers, TaskSpec
 from dynftrace_emu.explore.model import Bounds, Model, Text
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 
 __all__ = ["OpsSpec", "Setup", "SiteSpec", "build", "encode", "from_json", "to_json", "with_guest"]
 
+_LONGEST = 100_000
+"""Steps of a task that runs alone; what is longer is not for exploring."""
 _FIXED = {
     "nops": bytes([0x90] * 5),  # five instructions
     "nop3+2": bytes([0x66, 0x66, 0x90, 0x66, 0x90]),  # two (K8_NOP3, K8_NOP2)
@@ -74,6 +78,7 @@ class Setup:
     :param pad: bytes in front of ``work``, which begins a page otherwise; its site is 4 bytes in.
     :param words: guest variables set at first: a number, or a symbol whose address it is.
     :param nmi_rule: nothing may be traced in an NMI (S12).
+    :param foreign: an ELF image that the tasks' functions and the sites are in.
     :param guest: guest code whose ``poker`` is the patcher; then ``protocol`` is ``none``.
     """
 
@@ -89,6 +94,7 @@ class Setup:
     bounds: Bounds = field(default_factory=Bounds)
     nmi_rule: bool = True
     guest: GuestCode | None = None
+    foreign: Foreign | None = None
 
     @property
     def nr_cpus(self) -> int:
@@ -139,7 +145,7 @@ def with_guest(setup: Setup, path: Path) -> Setup:
 
     :raises DynftraceError: as :func:`~.guest_code.compile_guest`.
     """
-    lab = LabImage((*setup.defines, "LAB_GUEST"), setup.pad).image
+    lab = LabImage((*setup.defines, "LAB_GUEST"), setup.pad, foreign=setup.foreign).image
     return dataclasses.replace(setup, protocol="none", guest=compile_guest(path, lab))
 
 
@@ -152,7 +158,7 @@ def _never_patched(setup: Setup) -> Setup:
 
 
 def _assemble(setup: Setup, protocol: Protocol, *, never: bool = False) -> World:
-    image = LabImage(setup.defines, setup.pad, setup.guest).image
+    image = LabImage(setup.defines, setup.pad, setup.guest, setup.foreign).image
     poker = POKER if setup.guest is not None and not never else None
     lab = Lab(image, setup.nr_cpus + 1, setup.tasks, poker)
     for symbol, value in setup.words:
@@ -210,9 +216,21 @@ def _ops(spec: OpsSpec, image: KernelImage) -> Ops:
 def _results(world: World) -> list[int]:
     """RBX of each task at its end; they run one after the other, nothing else happens."""
     for number in range(world.idle):
-        while not world.tasks[number].done:
-            world.run_alone(number)
+        try:
+            _run_to_end(world, number)
+        except Found as found:
+            raise OptionError(
+                f"task {number} fails when nothing is patched: {found.finding.what}"
+            ) from None
     return [Registers.get(task.registers, Reg.RBX) for task in world.tasks[: world.idle]]
+
+
+def _run_to_end(world: World, number: int) -> None:
+    for _ in range(_LONGEST):
+        if world.tasks[number].done:
+            return
+        world.run_alone(number)
+    raise OptionError(f"task {number} does not end within {_LONGEST} steps when it runs alone")
 
 
 # --- JSON ---
@@ -250,7 +268,8 @@ def from_json(document: dict[str, Any]) -> Setup:
                 **fields,
                 "defines": tuple(fields["defines"]),
                 "tasks": tuple(
-                    TaskSpec(t["cpu"], tuple(t["functions"]), t["rounds"]) for t in fields["tasks"]
+                    TaskSpec(t["cpu"], tuple(t["functions"]), t["rounds"], tuple(t["arguments"]))
+                    for t in fields["tasks"]
                 ),
                 "sites": tuple(SiteSpec(**site) for site in fields["sites"]),
                 "ops": tuple(
@@ -261,10 +280,17 @@ def from_json(document: dict[str, Any]) -> Setup:
                 "model": Model(**model),
                 "bounds": Bounds(**fields["bounds"]),
                 "guest": _guest(fields["guest"]),
+                "foreign": _foreign(fields["foreign"]),
             }
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ImageError(f"not a setup: {type(error).__name__}: {error}") from None
+
+
+def _foreign(fields: dict[str, Any] | None) -> Foreign | None:
+    if fields is None:
+        return None
+    return Foreign(fields["name"], base64.b64decode(fields["data"]))
 
 
 def _guest(fields: dict[str, Any] | None) -> GuestCode | None:

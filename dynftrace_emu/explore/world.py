@@ -407,7 +407,14 @@ class World:
             what = "the int3 handler does not know the site"
             raise Found(Finding(FindingClass.UNCLAIMED_INT3, what, cpu, rip))
         if NMI not in task.frames:
-            self.lab.erase_dead_stack(number, Registers.get(task.registers, Reg.RSP))
+            self._tidy_stack(number, cpu, rip)
+
+    def _tidy_stack(self, number: int, cpu: int, rip: int) -> None:
+        rsp = Registers.get(self.tasks[number].registers, Reg.RSP)
+        if not self.lab.is_on_stack(number, rsp):
+            what = f"task {number} has left its stack: RSP is {rsp:#x}"
+            raise Found(Finding(FindingClass.GUEST_FAULT, what, cpu, rip))
+        self.lab.erase_dead_stack(number, rsp)
 
     def _finish(self, number: int, cpu: int, task: Task) -> None:
         self.tasks[number] = task._replace(done=True)

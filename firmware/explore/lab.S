@@ -8,7 +8,13 @@
 .include "linkage.inc"
 
 .set LAB_PLACES, 9                      # CPUs, and tasks with the poker
+.ifdef LAB_FOREIGN
+.set LAB_STACK, 1536                    # compiled code takes more
+.else
 .set LAB_STACK, 512
+.endif
+.set LAB_ARGUMENTS, 6                   # of a call, in registers
+.set LAB_TEXTS, 1024
 .set LAB_CALL, 1                        # what an entry of the vector stands for
 .set LAB_NOP, 2
 .set LAB_VECTOR, 4
@@ -63,7 +69,19 @@ END startup_64
 
 ENTRY lab_task
 .Lround:
+.ifdef LAB_FOREIGN
+        mov rdi, [r15]                  # the task's arguments
+        mov rsi, [r15 + 8]
+        mov rdx, [r15 + 16]
+        mov rcx, [r15 + 24]
+        mov r8, [r15 + 32]
+        mov r9, [r15 + 40]
         call r13
+        lea rbx, [rbx + rbx * 2]
+        add rbx, rax
+.else
+        call r13
+.endif
         test r14, r14
         jz .Lone
         call r14
@@ -343,5 +361,13 @@ lab_guest_data:                         # of guest code that was linked in
         .p2align 3
 lab_areas:
         .skip LAB_PLACES * 0x40
+.ifdef LAB_FOREIGN
+lab_arguments:
+        .skip LAB_PLACES * LAB_ARGUMENTS * 8
+lab_texts:
+        .skip LAB_TEXTS
+.endif
+        .p2align 4
 lab_stacks:                             # of a task, of a CPU's NMIs, of the next task, ...
         .skip LAB_PLACES * LAB_STACK * 2
+lab_stacks_end:
