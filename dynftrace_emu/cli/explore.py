@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dynftrace_emu.cli.explore_options import (
+    describing,
     explore_options,
-    is_given,
     to_limits,
     to_overrides,
     to_strategy,
@@ -40,7 +40,10 @@ _INTERRUPTED = 130
 )
 @click.argument("names", nargs=-1, metavar="[SCENARIO]...")
 @explore_options()
-def explore(names: tuple[str, ...], show_list: bool, quick: bool, **values: Any) -> int:
+@click.pass_context
+def explore(
+    context: click.Context, /, names: tuple[str, ...], show_list: bool, quick: bool, **values: Any
+) -> int:
     """Run every interleaving of a patching protocol and the code it patches, and check each.
 
     SCENARIO is one that ships (--list); options change it. Without one, they change a small
@@ -48,10 +51,11 @@ def explore(names: tuple[str, ...], show_list: bool, quick: bool, **values: Any)
     """
     if show_list:
         return _list(as_json=values["as_json"])
-    if not names and not is_given(values):
+    more = describing(context)
+    if not names and not more:
         return _check_shipped(values, quick=quick)
     if quick:
-        raise OptionError("--quick is for all scenarios that ship: leave the others out")
+        raise OptionError(f"--quick is for all scenarios that ship: leave {(*names, *more)[0]} out")
     return _explore(names, values)
 
 
@@ -97,9 +101,6 @@ def _check_shipped(values: dict[str, Any], *, quick: bool) -> int:
     from dynftrace_emu.explore.scenarios import SCENARIOS
     from dynftrace_emu.explore.shipped import check_all
 
-    for name in ("expect", "output"):
-        if values[name] is not None:
-            raise OptionError(f"--{name} needs a SCENARIO, or options that describe one")
     width = max(map(len, SCENARIOS))
     checks = []
     interrupted = False

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from dynftrace_emu.cli.options import json_option
 from dynftrace_emu.errors import OptionError
@@ -16,13 +17,14 @@ if TYPE_CHECKING:
     from dynftrace_emu.explore.explorer import Limits, Strategy
     from dynftrace_emu.explore.overrides import Overrides
 
-__all__ = ["explore_options", "is_given", "to_limits", "to_overrides", "to_strategy"]
+__all__ = ["describing", "explore_options", "to_limits", "to_overrides", "to_strategy"]
 
 CLASSES = (
     "torn-fetch", "stale-text", "mid-instruction-resume", "nmi-in-ftrace", "missed-callback",
     "wrong-callback", "lost-event", "wrong-result", "use-after-free", "unclaimed-int3",
     "guest-fault", "deadlock",
 )  # fmt: skip
+_FOR_ALL = ("show_list", "quick", "jobs", "cluster", "as_json")
 SERIALIZING = ("iret", "cpuid", "mov-cr")
 _OVERRIDES = (
     "protocol", "model", "chunk", "park", "serializing", "preemptions", "nmis", "timers", "vcpus",
@@ -166,9 +168,14 @@ def explore_options() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return decorate
 
 
-def is_given(values: dict[str, Any]) -> bool:
-    """Whether an option says what is to be explored, so that it is not the shipped set."""
-    return any(values[name] is not None for name in _OVERRIDES)
+def describing(context: click.Context) -> list[str]:
+    """The options given that are for one exploration, not for all that ships."""
+    return [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name not in ("names", *_FOR_ALL)
+        and context.get_parameter_source(parameter.name or "") is not ParameterSource.DEFAULT
+    ]
 
 
 def to_overrides(values: dict[str, Any]) -> Overrides:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Kind", "Limits", "Strategy", "explore"]
 
-_ROW = 64
+_ROW = 128
 """States gone through as one piece of work, which takes some 10 ms."""
 _ALONE = 20_000
 """States gone through here before anybody else is asked: many a search is over by then."""

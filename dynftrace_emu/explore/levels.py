@@ -20,22 +20,25 @@ import hashlib
 from array import array
 from collections import deque
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from dynftrace_emu.explore.findings import Finding, FindingClass, Found
 from dynftrace_emu.explore.search import Outcome, actor_of
+from dynftrace_emu.explore.state import State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from dynftrace_emu.explore.model import Bounds
-    from dynftrace_emu.explore.state import Action, State
+    from dynftrace_emu.explore.state import Action, Cpu, Task
     from dynftrace_emu.explore.world import World
 
 __all__ = ["Expansion", "LevelSearch", "Node", "expand", "fingerprint"]
 
+_DIGEST = 16
 _ENDS = b""
 """The key of where an edge leads to if nothing follows."""
 _CIRCLE = Finding(FindingClass.DEADLOCK, "whatever happens from here on, there is no end")
@@ -72,16 +75,33 @@ class Expansion:
     nodes: dict[bytes, Node] = field(default_factory=dict)
     starts: set[bytes] = field(default_factory=set)
     found: tuple[Finding, Action | None] | None = None
+    parts: dict[object, object] = field(default_factory=dict)
+    """Of the states in ``nodes``; empty in the end."""
+
+    def share(self, state: State) -> State:
+        """The same state; what equals a part of another one is that part: it is sent once."""
+        one = self.parts.setdefault
+        return State(
+            one(state.data, state.data),
+            tuple([one(task, task) for task in state.tasks]),
+            tuple([one(cpu, cpu) for cpu in state.cpus]),
+            *state[3:],
+        )
 
 
 def fingerprint(state: State) -> bytes:
     """16 bytes that stand for a state, in any process."""
-    digest = hashlib.blake2b(state.data, digest_size=16)
-    for task in state.tasks:
-        digest.update(task.registers)
-        digest.update(repr(task[1:]).encode())
-    digest.update(repr(state[2:]).encode())
+    digest = hashlib.blake2b(state.data, digest_size=_DIGEST)
+    for part in (*state.tasks, *state.cpus):
+        digest.update(_digest(part))
+    digest.update(repr(state[3:]).encode())
     return digest.digest()
+
+
+@lru_cache(maxsize=1 << 15)
+def _digest(part: Task | Cpu) -> bytes:
+    """The same for a task or a CPU, of which most are as they were in the state before."""
+    return hashlib.blake2b(repr(part).encode(), digest_size=_DIGEST).digest()
 
 
 def expand(world: World, nodes: Sequence[Node], spare: int | None) -> Expansion:
@@ -115,6 +135,7 @@ def expand(world: World, nodes: Sequence[Node], spare: int | None) -> Expansion:
         except Found as found:
             result.found = found.finding, action
             break
+    result.parts.clear()
     return result
 
 
@@ -132,7 +153,7 @@ def _arrived(
         ran = node.actor if actor is None else actor
         key += repr(ran).encode()
     if key not in result.nodes:
-        result.nodes[key] = Node(state, ran)
+        result.nodes[key] = Node(result.share(state), ran)
     return key
 
 
