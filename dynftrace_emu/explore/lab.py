@@ -234,6 +234,22 @@ class Lab:
         assert region is not None
         return region.physical + address - region.address
 
+    def stack_words(self, task: int) -> tuple[int, ...]:
+        """What is on a task's stack; zeros below its RSP."""
+        return self._words(self.stack_top(task))
+
+    def nmi_stack_words(self, cpu: int) -> tuple[int, ...]:
+        """What is on a CPU's NMI stack."""
+        return self._words(self._nmi_stack_top(cpu))
+
+    def _words(self, top: int) -> tuple[int, ...]:
+        begin = self._at + top - _STACK_SIZE - self.start
+        return struct.unpack(f"<{_STACK_SIZE // 8}Q", self._ram[begin : begin + _STACK_SIZE])
+
+    def on_nmi_stack(self, cpu: int, rsp: int) -> bool:
+        """Whether a stack pointer points into a CPU's NMI stack."""
+        return 0 < self._nmi_stack_top(cpu) - rsp <= _STACK_SIZE
+
     def erase_dead_stack(self, task: int, rsp: int) -> None:
         """Zero what lies below RSP on a task's stack: it says nothing, and differs."""
         top = self.stack_top(task)

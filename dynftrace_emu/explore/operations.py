@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dynftrace_emu.explore import program as op
-from dynftrace_emu.explore.lab import Registers
+from dynftrace_emu.explore.findings import Finding, FindingClass, Found
+from dynftrace_emu.explore.lab import NMI, Registers
 from dynftrace_emu.explore.model import Text
 from dynftrace_emu.explore.poke import word
 from dynftrace_emu.explore.text import Piece, apply
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from dynftrace_emu.explore.program import Operation
-    from dynftrace_emu.explore.state import Task
     from dynftrace_emu.explore.world import World
 
 __all__ = ["perform", "possible"]
@@ -27,16 +27,22 @@ def possible(world: World, operation: Operation) -> bool:
         case op.WaitForAcks():
             return not any(cpu.owes_ack for cpu in world.cpus)
         case op.Stopped():
-            return all(cpu.parked for cpu in world.cpus[: world.patcher_cpu])
+            return all(cpu.parked or cpu.offline for cpu in world.cpus[: world.patcher_cpu])
         case op.Until(address, value):
             return world.lab.read_word(address) == value % (1 << 64)
+        case op.TasksOutside(begin, end):
+            return not _somebody_inside(world, range(begin, end))
     return True
 
 
 def perform(world: World, operation: Operation, cpu: int) -> None:
-    """Do it, on ``cpu``."""
+    """Do it, on ``cpu``.
+
+    :raises Found: it must not be done.
+    """
     match operation:
         case op.StoreText(piece):
+            _check_freed(world, piece.spot, cpu)
             _store_text(world, piece)
         case op.Write(address, data):
             world.write_data(address, data)
@@ -46,21 +52,41 @@ def perform(world: World, operation: Operation, cpu: int) -> None:
             _send(world, range(len(world.cpus)) if cpus is None else cpus, cpu)
         case op.Stop():
             world.stopping = True
+            world.let_interrupts_in(on=False)
         case op.Stopped(look):
             world.stopping = False
-            if look and _somebody_inside(world):
+            if look and _somebody_inside(world, *_behind_first_bytes(world)):
                 _resume(world)
                 world.done -= 2  # stop again
         case op.Resume():
             _resume(world)
         case op.Free(begin, end):
             world.freed = (*world.freed, (begin, end))
+        case op.Interrupts(on):
+            world.let_interrupts_in(on=on)
+        case op.Drop(spot):
+            _drop(world, spot)
         case op.Compare(spot, offset, old, skip):
+            _check_freed(world, spot, cpu)  # a locked exchange that fails is a write cycle, too
             if world.text[spot][offset : offset + len(old)] != old:
                 world.done += skip
         case op.Load(address):
-            world.read = (*world.read, world.lab.read_word(address))
+            world.read = (*world.read, _load(world, address))
             world.done = 0
+
+
+def _load(world: World, address: int) -> int:
+    for spot, text in zip(world.spots, world.text, strict=True):
+        if spot.address == address:
+            return int.from_bytes(text, "little")
+    return world.lab.read_word(address)
+
+
+def _check_freed(world: World, spot: int, cpu: int) -> None:
+    address = world.spots[spot].address
+    if world.is_freed(address):
+        what = f"the patcher writes to {world.lab.image.symbolize(address)}, which has been freed"
+        raise Found(Finding(FindingClass.USE_AFTER_FREE, what, cpu, address))
 
 
 def _store_text(world: World, piece: Piece) -> None:
@@ -75,14 +101,22 @@ def _store_text(world: World, piece: Piece) -> None:
 
 
 def _send(world: World, numbers: Sequence[int], sender: int) -> None:
+    world.sync(sender)
     for number in numbers:
         cpu = world.cpus[number]
-        if number == sender:
-            world.sync(number)
-        elif cpu.parked:
+        if number == sender or cpu.offline:
+            continue
+        if cpu.parked:
             world.cpus[number] = cpu._replace(syncs_on_resume=True)
         else:
             world.cpus[number] = cpu._replace(owes_ack=True)
+
+
+def _drop(world: World, spot: int) -> None:
+    for number, cpu in enumerate(world.cpus):
+        seen = (*cpu.seen[:spot], world.text[spot], *cpu.seen[spot + 1 :])
+        pending = tuple(piece for piece in cpu.pending if piece.spot != spot)
+        world.cpus[number] = cpu._replace(seen=seen, pending=pending)
 
 
 def _resume(world: World) -> None:
@@ -90,25 +124,20 @@ def _resume(world: World) -> None:
         if cpu.syncs_on_resume:
             world.sync(number)
         world.cpus[number] = world.cpus[number]._replace(parked=False)
+    world.let_interrupts_in(on=True)
 
 
-def _somebody_inside(world: World) -> bool:
-    """Whether an ip, a saved ip or a return address is behind the first byte of a spot."""
-    inside = {
-        address
-        for spot in world.spots
-        for address in range(spot.address + 1, spot.address + spot.size)
-    }
+def _behind_first_bytes(world: World) -> Iterator[range]:
+    for spot in world.spots:
+        yield range(spot.address + 1, spot.address + spot.size)
+
+
+def _somebody_inside(world: World, *ranges: range) -> bool:
+    """Whether an ip, a saved ip or a return address is in one of the ranges."""
     for number, task in enumerate(world.tasks):
-        if Registers.get(task.registers, Reg.RIP) in inside:
-            return True
-        if any(value in inside for value in _stack_words(world, number, task)):
+        words = [Registers.get(task.registers, Reg.RIP), *world.lab.stack_words(number)]
+        if NMI in task.frames:
+            words += world.lab.nmi_stack_words(world.cpu_of[number])
+        if any(word in range_ for word in words for range_ in ranges):
             return True
     return False
-
-
-def _stack_words(world: World, number: int, task: Task) -> Iterator[int]:
-    rsp = Registers.get(task.registers, Reg.RSP)
-    for address in range(rsp, world.lab.stack_top(number), 8):
-        if world.lab.start <= address < world.lab.end:
-            yield world.lab.read_word(address)

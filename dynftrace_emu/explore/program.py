@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 __all__ = [
     "Add",
     "Compare",
+    "Drop",
     "Free",
+    "Interrupts",
     "Load",
     "Operation",
     "Program",
@@ -34,6 +36,7 @@ __all__ = [
     "Stop",
     "Stopped",
     "StoreText",
+    "TasksOutside",
     "Until",
     "WaitForAcks",
     "Write",
@@ -119,6 +122,29 @@ class Until(NamedTuple):
     step: int
 
 
+class TasksOutside(NamedTuple):
+    """Until no task stands in a range, or will return there."""
+
+    begin: int
+    end: int
+    what: str
+    step: int
+
+
+class Interrupts(NamedTuple):
+    """Let interrupts in on this CPU, or not."""
+
+    on: bool
+    step: int
+
+
+class Drop(NamedTuple):
+    """Each CPU drops what it translated of one spot."""
+
+    spot: int
+    step: int
+
+
 class Free(NamedTuple):
     """Memory is given back."""
 
@@ -129,7 +155,7 @@ class Free(NamedTuple):
 
 
 class Load(NamedTuple):
-    """Read a word of guest data for the protocol."""
+    """Read a word of guest data, or of a site, for the protocol."""
 
     address: int
     what: str
@@ -138,7 +164,7 @@ class Load(NamedTuple):
 
 Operation = (
     StoreText | Compare | Send | WaitForAcks | Stop | Stopped | Resume | Write | Add | Until | Free
-    | Load
+    | Load | TasksOutside | Interrupts | Drop
 )  # fmt: skip
 
 
@@ -190,7 +216,8 @@ class Program:
                 if count <= len(read):
                     found.clear()
                     continue
-                self._in_data(step.address, 8, number)
+                if not self._is_site(step.address):
+                    self._in_data(step.address, 8, number)
                 found.append(Load(step.address, step.what, number))
                 break
             found.extend(self._operations_of(step, number))
@@ -245,6 +272,14 @@ class Program:
             case steps.WaitUntil(address, value, what):
                 self._in_data(address, 8, number)
                 yield Until(address, value, what, number)
+            case steps.WaitForTasks(address, size, what):
+                yield TasksOutside(address, address + size, what, number)
+            case steps.Interrupts(on):
+                yield Interrupts(on, number)
+            case steps.Drop(address, size):
+                for index, spot in enumerate(self.spots):
+                    if address <= spot.address < address + size:
+                        yield Drop(index, number)
             case steps.Free(address, size, what):
                 yield Free(address, address + size, what, number)
             case _:
@@ -299,6 +334,9 @@ class Program:
                 return index
         return None
 
+    def _is_site(self, address: int) -> bool:
+        return any(spot.address == address for spot in self.spots)
+
     def _in_data(self, address: int, size: int, number: int) -> None:
         begin, end = self.data
         if not begin <= address <= end - size:
@@ -319,6 +357,7 @@ def describe(step: Step) -> str:
             return text if width in (None, count) else f"{text} by {width}"
         case steps.Sync(wait, cpus):
             text = "sync" if cpus is None else f"sync CPUs {','.join(map(str, cpus))}"
+            text = "sync this CPU" if cpus == () else text
             return text if wait else f"{text}, not waiting"
         case protocols.Sync():
             return "sync"
@@ -330,6 +369,12 @@ def describe(step: Step) -> str:
             return what
         case steps.WaitUntil(what=what):
             return f"wait until {what}"
+        case steps.WaitForTasks(what=what):
+            return f"wait until no task is in {what}"
+        case steps.Interrupts(on):
+            return "interrupts on" if on else "interrupts off"
+        case steps.Drop(address, size):
+            return f"drop translations of {size} bytes at {address:#x}"
         case steps.Free(what=what):
             return f"free {what}"
         case steps.Read(what=what):

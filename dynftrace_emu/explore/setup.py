@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
     from dynftrace_emu.explore.steps import Protocol, Step
     from dynftrace_emu.kernel.image import KernelImage
 
@@ -52,12 +54,16 @@ class SiteSpec:
     """A site and what it reads before and after.
 
     That is ``call:SYMBOL``, ``jmp``, ``nop``, ``nops`` (five of one byte), ``nop3+2`` (two
-    instructions), or ten hex digits.
+    instructions), or ten hex digits. A site that reads the same before and after is watched, and
+    left alone.
+
+    :param traced: a function's, whose calls tracers want; else it is some code that is patched.
     """
 
     symbol: str = "site_work"
     old: str = "call:ftrace_caller"
     new: str = "jmp"
+    traced: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +86,7 @@ class Setup:
     :param nmi_rule: nothing may be traced in an NMI (S12).
     :param foreign: an ELF image that the tasks' functions and the sites are in.
     :param guest: guest code whose ``poker`` is the patcher; then ``protocol`` is ``none``.
+    :param offline: CPUs that come online some time later.
     """
 
     name: str = "site"
@@ -95,11 +102,12 @@ class Setup:
     nmi_rule: bool = True
     guest: GuestCode | None = None
     foreign: Foreign | None = None
+    offline: tuple[int, ...] = ()
 
     @property
     def nr_cpus(self) -> int:
         """Of the tasks; the patcher has one more."""
-        return max(task.cpu for task in self.tasks) + 1
+        return max((task.cpu for task in self.tasks), default=-1) + 1
 
 
 def encode(text: str, address: int, image: KernelImage) -> bytes:
@@ -165,11 +173,7 @@ def _assemble(setup: Setup, protocol: Protocol, *, never: bool = False) -> World
         number = image.address(value) if isinstance(value, str) else value
         lab.write_data(image.address(symbol), word(number))
     sites = [_site(spec, image) for spec in setup.sites]
-    change = TextChange(
-        np.array([site.address for site in sites], dtype=np.uint64),
-        np.array([list(site.old) for site in sites], dtype=np.uint8),
-        np.array([list(site.new) for site in sites], dtype=np.uint8),
-    )
+    change = _change([site for site in sites if site.old != site.new])
     spots = [Spot(site.address, 5, lab.physical(site.address, 5)) for site in sites]
     ops = [_ops(spec, image) for spec in setup.ops]
     watch = Watch(image, spots, sites, ops, nmi_rule=setup.nmi_rule)
@@ -186,6 +190,7 @@ def _assemble(setup: Setup, protocol: Protocol, *, never: bool = False) -> World
         lab, program, watch, setup.model,
         placed=[task.cpu for task in setup.tasks],
         nmis=setup.bounds.nmis, timers=setup.bounds.timers, poker=poker is not None,
+        offline=setup.offline,
     )  # fmt: skip
 
 
@@ -201,9 +206,18 @@ def _write_changes(lab: Lab, poke: Poke, change: TextChange) -> None:
     lab.write_data(lab.image.address("lab_nr_changes"), word(len(change.sites)))
 
 
+def _change(sites: list[Site]) -> TextChange:
+    def rows(codes: list[bytes]) -> NDArray[np.uint8]:
+        return np.frombuffer(b"".join(codes), dtype=np.uint8).reshape(-1, 5)
+
+    addresses = np.array([site.address for site in sites], dtype=np.uint64)
+    return TextChange(addresses, rows([s.old for s in sites]), rows([s.new for s in sites]))
+
+
 def _site(spec: SiteSpec, image: KernelImage) -> Site:
     address = image.address(spec.symbol)
-    return Site(address, encode(spec.old, address, image), encode(spec.new, address, image))
+    old, new = (encode(text, address, image) for text in (spec.old, spec.new))
+    return Site(address, old, new, spec.traced)
 
 
 def _ops(spec: OpsSpec, image: KernelImage) -> Ops:
@@ -281,6 +295,7 @@ def from_json(document: dict[str, Any]) -> Setup:
                 "bounds": Bounds(**fields["bounds"]),
                 "guest": _guest(fields["guest"]),
                 "foreign": _foreign(fields["foreign"]),
+                "offline": tuple(fields["offline"]),
             }
         )
     except (KeyError, TypeError, ValueError) as error:

@@ -6,6 +6,7 @@ a time, so others get on in between; then the function returns.
 ==================================  ==============================================================
 ``text_poke(address, bytes, n)``    store ``n`` bytes to text, in units of 8, 4, 2 and 1
 ``text_poke_sync()``                every CPU syncs (this one at once); returns when all have
+``free_text(address, n)``           nobody may execute or patch these ``n`` bytes any more
 ==================================  ==============================================================
 """
 
@@ -15,7 +16,14 @@ from typing import TYPE_CHECKING
 
 from dynftrace_emu.explore.findings import Finding, FindingClass, Found
 from dynftrace_emu.explore.lab import Lab, Registers
-from dynftrace_emu.explore.program import Operation, Program, Send, StoreText, WaitForAcks
+from dynftrace_emu.explore.program import (
+    Free,
+    Operation,
+    Program,
+    Send,
+    StoreText,
+    WaitForAcks,
+)
 from dynftrace_emu.machine.vcpu import Reg
 
 if TYPE_CHECKING:
@@ -34,6 +42,7 @@ class Shim:
         self.calls: Mapping[int, Callable[[bytes], tuple[Operation, ...]]] = {
             lab.image.address("text_poke"): self._text_poke,
             lab.image.address("text_poke_sync"): self._text_poke_sync,
+            lab.image.address("free_text"): self._free_text,
         }
         """By the address of the function: what it asks for, given the caller's registers."""
 
@@ -60,3 +69,8 @@ class Shim:
     @staticmethod
     def _text_poke_sync(_registers: bytes) -> tuple[Operation, ...]:
         return Send(None, 0), WaitForAcks(0)
+
+    @staticmethod
+    def _free_text(registers: bytes) -> tuple[Operation, ...]:
+        address, count = (Registers.get(registers, register) for register in (Reg.RDI, Reg.RSI))
+        return (Free(address, address + count, "text", 0),)

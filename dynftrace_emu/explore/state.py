@@ -16,13 +16,14 @@ class Kind:
     """What an action is."""
 
     RUN, PATCH, ACK, PARK, NMI, TIMER = "run", "patch", "ack", "park", "nmi", "timer"
+    ONLINE = "online"
 
 
 class Action(NamedTuple):
     """Something that can happen.
 
-    ``who``: a task (run), a CPU (ack, park, nmi, timer), or 0 (patch). ``view``: which of the
-    possible fetches of a patched spot a relaxed CPU makes; 0 sees every store.
+    ``who``: a task (run), 0 (patch), or a CPU (all others). ``view``: which of the possible
+    fetches of a patched spot a relaxed CPU makes; 0 sees every store.
     """
 
     kind: str
@@ -56,6 +57,7 @@ class Cpu(NamedTuple):
     parked: bool = False
     syncs_on_resume: bool = False
     nmi_blocked: bool = False
+    offline: bool = False
 
 
 class State(NamedTuple):

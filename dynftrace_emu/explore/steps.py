@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 __all__ = [
     "AddData",
     "CompareExchange",
+    "Drop",
     "Free",
+    "Interrupts",
     "Protocol",
     "Read",
     "Resume",
@@ -31,6 +33,7 @@ __all__ = [
     "Store",
     "Sync",
     "TextChange",
+    "WaitForTasks",
     "WaitUntil",
     "WriteData",
 ]
@@ -50,10 +53,10 @@ class Store:
 
 @dataclass(frozen=True, slots=True)
 class Sync:
-    """Every CPU drops what it took from the old text, and says so.
+    """Every CPU that is online drops what it took from the old text, and says so.
 
     :param wait: go on only when all have.
-    :param cpus: only these.
+    :param cpus: only these, and the patcher's own.
     """
 
     wait: bool = True
@@ -104,8 +107,38 @@ class WaitUntil:
 
 
 @dataclass(frozen=True, slots=True)
+class WaitForTasks:
+    """Go on when no task's ip, saved ip or return address is in the ``size`` bytes at ``address``.
+
+    What Linux has ``synchronize_rcu_tasks()`` for.
+    """
+
+    address: int
+    size: int
+    what: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupts:
+    """The patcher's CPU lets interrupts in, or not; a :class:`Stop` shuts them out, too."""
+
+    on: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """An emulator drops, on each CPU, what it translated from the ``size`` bytes at ``address``.
+
+    Of instructions that begin there; nobody is asked, as a :class:`Sync` does.
+    """
+
+    address: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class Free:
-    """Memory that nobody may execute any more."""
+    """Memory that nobody may execute or patch any more."""
 
     address: int
     size: int
@@ -114,7 +147,7 @@ class Free:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """The 8 bytes at ``address`` of guest data: the protocol is sent their value."""
+    """The 8 bytes of guest data at ``address``, or the 5 of a site: the protocol is sent them."""
 
     address: int
     what: str = ""
@@ -130,6 +163,9 @@ Step = (
     | WriteData
     | AddData
     | WaitUntil
+    | WaitForTasks
+    | Interrupts
+    | Drop
     | Free
     | Read
 )

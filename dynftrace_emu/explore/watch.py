@@ -14,7 +14,7 @@ from dynftrace_emu.explore.findings import Finding, FindingClass, Found
 from dynftrace_emu.explore.lab import decode
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from dynftrace_emu.explore.text import Spot
     from dynftrace_emu.kernel.image import KernelImage
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["Call", "Ops", "Site", "Watch"]
 
 _INT3 = 0xCC
+RECORD_SIZE = 16
+"""Of the lab's ``ftrace_records``: the site, and what became of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +39,15 @@ class Ops:
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """A site of a change: five bytes before, five after."""
+    """A site of a change: five bytes before, five after.
+
+    :param traced: a traced function's; else it is some other code that is patched.
+    """
 
     address: int
     old: bytes
     new: bytes
+    traced: bool = True
 
 
 class Call(NamedTuple):
@@ -174,5 +180,23 @@ class Watch:
         if len(set(call.told)) != len(call.told):
             raise self._found(FindingClass.WRONG_CALLBACK, f"{where} is told twice", cpu, ip)
 
-    def _found(self, kind: FindingClass, what: str, cpu: int, ip: int) -> Found:
+    # --- records ---
+
+    def check_records(self, read_word: Callable[[int], int]) -> None:
+        """At the end each site has one record at most, if the guest keeps records.
+
+        :raises Found: one has several: a record leaks.
+        """
+        if "ftrace_records" not in self.image.symbols:
+            return
+        first = self.image.address("ftrace_records")
+        count = read_word(self.image.address("ftrace_record_count"))
+        sites = [read_word(first + RECORD_SIZE * n) for n in range(count)]
+        for site in sites:
+            if site and sites.count(site) > 1:
+                where = self.image.symbolize(site)
+                what = f"{sites.count(site)} records of {where}: all but one leak"
+                raise self._found(FindingClass.WRONG_RESULT, what, None, site)
+
+    def _found(self, kind: FindingClass, what: str, cpu: int | None, ip: int) -> Found:
         return Found(Finding(kind, what, cpu, ip))

@@ -28,7 +28,7 @@ from dynftrace_emu.machine.interrupts import DeliveryError
 from dynftrace_emu.machine.vcpu import Reg
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from dynftrace_emu.explore.program import Operation, Program
     from dynftrace_emu.explore.watch import Watch
@@ -55,6 +55,7 @@ class World:
 
     :param placed: the CPU each task is bound to.
     :param poker: a guest function is the patcher: it runs on the last CPU, beside the protocol.
+    :param offline: CPUs that come online some time later.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class World:
         nmis: int = 0,
         timers: int = 0,
         poker: bool = False,
+        offline: Collection[int] = (),
     ) -> None:
         self.lab, self.program, self.watch, self.model = lab, program, watch, model
         self.spots: Sequence[Spot] = program.spots
@@ -95,16 +97,19 @@ class World:
         }  # fmt: skip
         self._cores = Cores(lab, self.spots, self._visible)
         self._data = lab.data
-        self._set(self._first_state(nmis, timers))
+        self._set(self._first_state(nmis, timers, offline))
 
-    def _first_state(self, nmis: int, timers: int) -> State:
+    def _first_state(self, nmis: int, timers: int, offline: Collection[int]) -> State:
         text = tuple(site.old for site in self.watch.sites)
         first: dict[int, int] = {}
         for task, cpu in enumerate(self.cpu_of):
             first.setdefault(cpu, task)
         idle = Task(self.lab.idle, done=not self._has_poker)
         tasks = (*(Task(registers) for registers in self.lab.tasks), idle)
-        cpus = tuple(Cpu(first.get(n, self.idle), text) for n in range(len(self.lab.vcpus)))
+        cpus = tuple(
+            Cpu(first.get(n, self.idle), text, offline=n in offline)
+            for n in range(len(self.lab.vcpus))
+        )
         for spot, bytes_ in zip(self.spots, text, strict=True):
             self.lab.write_text(spot.physical, bytes_)
         return State(self.lab.data, tasks, cpus, text, (), 0, False, (), nmis, timers)
@@ -166,6 +171,10 @@ class World:
         if operation is not None and self._may_patch(operation):
             found.append(Action(Kind.PATCH, 0))
         for number, cpu in enumerate(self.cpus):
+            if cpu.offline:
+                if not self.stopping and not any(other.parked for other in self.cpus):
+                    found.append(Action(Kind.ONLINE, number))  # stop_machine holds it off
+                continue
             task = self.tasks[cpu.task]
             if cpu.owes_ack and _takes_interrupts(task) and not cpu.parked:
                 found.append(Action(Kind.ACK, number))
@@ -173,7 +182,7 @@ class World:
                 found.append(Action(Kind.PARK, number))
             if self.nmis and not cpu.nmi_blocked:
                 found.append(Action(Kind.NMI, number))
-            if self.timers and not cpu.parked and _takes_interrupts(task) and not task.done:
+            if self.timers and not cpu.parked and self._takes_timer(number, task):
                 found.append(Action(Kind.TIMER, number))
         return found
 
@@ -183,6 +192,8 @@ class World:
         if (asked := _asked(task)) and not operations.possible(self, asked[0]):
             return False
         cpu = self.cpus[self.cpu_of[number]]
+        if cpu.offline:
+            return False
         if cpu.task == number:
             return not cpu.parked or NMI in task.frames
         other = self.tasks[cpu.task]
@@ -191,6 +202,11 @@ class World:
     def _preemptible(self, task: Task) -> bool:
         """Linux's rule: interrupts on, preempt count 0."""
         return _takes_interrupts(task) and not task.frames
+
+    def _takes_timer(self, cpu: int, task: Task) -> bool:
+        """Nothing follows of one that comes to who has ended."""
+        has_ended = self.ended if cpu == self.patcher_cpu else task.done
+        return _takes_interrupts(task) and not has_ended
 
     def _may_park(self, number: int, task: Task) -> bool:
         if number == self.patcher_cpu:
@@ -239,6 +255,9 @@ class World:
             case Kind.TIMER:
                 self.timers -= 1
                 self._interrupt(who, TIMER)
+            case Kind.ONLINE:
+                self.sync(who)
+                self.cpus[who] = self.cpus[who]._replace(offline=False)
 
     def _wake(self, mover: int | None) -> None:
         """Something has changed that who waits may be waiting for."""
@@ -251,6 +270,14 @@ class World:
         self.cpus[number] = self.cpus[number]._replace(
             seen=tuple(self.text), pending=(), owes_ack=False, syncs_on_resume=False
         )
+
+    def let_interrupts_in(self, *, on: bool) -> None:
+        """Set or clear IF of the patcher's CPU, while no guest code runs there."""
+        idle = self.tasks[self.idle]
+        file = bytearray(idle.registers)
+        file[Registers.RFLAGS_HIGH] &= ~Registers.IF
+        file[Registers.RFLAGS_HIGH] |= Registers.IF * on
+        self.tasks[self.idle] = idle._replace(registers=bytes(file))
 
     # --- guest code ---
 
@@ -275,6 +302,8 @@ class World:
             rip = _rip(task.registers)
             if exit_ is not None or rip in self._visible or not self.lab.decode(rip).quiet:
                 break
+            if self._shares_nmi_stack(task, cpu):
+                break
             self._check_freed(cpu, rip)
             exit_ = self._advance(number, cpu, rip)
         if exit_ is not None:
@@ -295,10 +324,13 @@ class World:
         self._run(number, 0)
 
     def _check_freed(self, cpu: int, rip: int) -> None:
-        for begin, end in self.freed:
-            if begin <= rip < end:
-                what = f"executes {self.lab.image.symbolize(rip)}, which has been freed"
-                raise Found(Finding(FindingClass.USE_AFTER_FREE, what, cpu, rip))
+        if self.is_freed(rip):
+            what = f"executes {self.lab.image.symbolize(rip)}, which has been freed"
+            raise Found(Finding(FindingClass.USE_AFTER_FREE, what, cpu, rip))
+
+    def is_freed(self, address: int) -> bool:
+        """Whether the memory at ``address`` has been given back."""
+        return any(begin <= address < end for begin, end in self.freed)
 
     def _arrive(self, number: int, cpu: int, rip: int) -> None:
         """A task is about to execute ``rip``, outside patched text."""
@@ -331,7 +363,7 @@ class World:
         if self.on_instruction is not None:
             self.on_instruction(number, self.spots[spot].address + offset, seen[offset:])
         self.watch.check_fetch(cpu, spot, offset, seen, ended)
-        if offset == 0:
+        if offset == 0 and self.watch.sites[spot].traced:
             calls = task.calls
             if _is_in(task, spot) and not calls[-1].told:
                 calls = calls[:-1]  # it comes again, as after an int3 that changes nothing
@@ -347,6 +379,7 @@ class World:
         if self.on_instruction is not None:
             self.on_instruction(number, rip, None)
         in_a_row = self.quiet and self.on_instruction is None
+        in_a_row = in_a_row and not self._shares_nmi_stack(self.tasks[number], cpu)
         count = self._cores.length(rip) if in_a_row else 1
         exit_, registers = self._cores.step(cpu, self.tasks[number].registers, count)
         self.tasks[number] = self.tasks[number]._replace(registers=registers)
@@ -358,6 +391,10 @@ class World:
         elif not insn.quiet and _serializes(insn.text, self.model.serializing):
             self._sync_own(cpu)
         return exit_
+
+    def _shares_nmi_stack(self, task: Task, cpu: int) -> bool:
+        """Whether an NMI may come in an NMI: its frame goes where the first one's stack is."""
+        return bool(self.nmis) and NMI in task.frames and not self.cpus[cpu].nmi_blocked
 
     def _after(self, number: int, cpu: int, exit_: Exit) -> None:
         """Act on what ended a run: an int3 goes to its handler, all else is a fault."""
@@ -391,7 +428,7 @@ class World:
         self.cpus[cpu] = self.cpus[cpu]._replace(nmi_blocked=False)
         if "iret" in self.model.serializing:
             self._sync_own(cpu)
-        if NMI not in frames:
+        if not self.lab.on_nmi_stack(cpu, Registers.get(task.registers, Reg.RSP)):
             self.lab.erase_nmi_stack(cpu)
 
     def _sync_own(self, cpu: int) -> None:
@@ -454,10 +491,11 @@ class World:
         if not self.finished:
             raise Found(Finding(FindingClass.DEADLOCK, self._who_waits()))
         for site, bytes_ in zip(self.watch.sites, self.text, strict=True):
-            if bytes_ != site.new:
+            if bytes_ != site.new and not self.is_freed(site.address):
                 where = self.lab.image.symbolize(site.address)
                 what = f"{where} reads {bytes_.hex(' ')} at the end, not {site.new.hex(' ')}"
                 raise Found(Finding(FindingClass.WRONG_RESULT, what, None, site.address))
+        self.watch.check_records(self.lab.read_word)
         told = sum(task.told for task in self.tasks)
         events = sum(self.lab.area_word(n, 8) for n in range(len(self.cpus)))
         if told != events:

@@ -60,6 +60,7 @@
 .set CPU_EVENTS, 0x08                   # events written on this CPU
 .set CPU_IN_NMI, 0x10
 .set CPU_PREEMPT_COUNT, 0x18
+.set CPU_SCRATCH, 0x20
 
 # Never run: tasks are started by whoever explores.
 ENTRY startup_64
@@ -112,6 +113,13 @@ site_\name:
 WORK work, 2
         .p2align 6, 0xcc
 WORK other, 4
+        .p2align 6, 0xcc
+
+# A function without a site.
+ENTRY plain
+        lea rbx, [rbx + rbx * 2 + 1]
+        ret
+END plain
 
 # --- what a site calls ---
 
@@ -120,10 +128,13 @@ WORK other, 4
 ENTRY ftrace_caller
         push rdi
         push rsi
-        mov rdi, [rsp + 0x10]
+        push rax
+        mov rdi, [rsp + 0x18]
         sub rdi, 5
+        mov rax, [rip + ftrace_func]
         mov rsi, [rip + ftrace_arg]
-        call qword ptr [rip + ftrace_func]
+        call rax
+        pop rax
         pop rsi
         pop rdi
         ret
@@ -196,6 +207,12 @@ ENTRY text_poke_sync
         ret
 END text_poke_sync
 
+# free_text(address rdi, count rsi): nobody may execute or patch these bytes any more.
+ENTRY free_text
+        nop
+        ret
+END free_text
+
 # mutex_lock(u64 *rdi), mutex_unlock(u64 *rdi)
 ENTRY mutex_lock
         mov eax, 1
@@ -255,6 +272,7 @@ ENTRY int3
         mov rcx, [rip + poke_count]
         test rcx, rcx
         jz .Lunclaimed
+        mov rdx, [rip + poke_entries]   # it may be gone by now
 .else
         mov rcx, [rip + poke_refs]      # atomic_inc_not_zero
 .Lget:
@@ -267,8 +285,8 @@ ENTRY int3
         jne .Lget
         mov rax, [rsp + 0x18]
         mov rcx, [rip + poke_count]
+        mov rdx, [rip + poke_entries]
 .endif
-        lea rdx, [rip + poke_vector]
 .Lfind:
         test rcx, rcx
         jz .Lput_unclaimed
@@ -301,25 +319,14 @@ ENTRY int3
         lock dec qword ptr [rip + poke_refs]
 .endif
 .Lunclaimed:
+.ifdef LAB_KPROBE
+        jmp kprobe_int3
+.endif
 .endif
 die_int3:
         hlt
         jmp die_int3
 END int3
-
-# NMIs come at any time, on IST 1. With LAB_NMI_TRACES the handler calls a function that has a site.
-ENTRY nmi
-        push rbx
-        push rbp
-        inc qword ptr gs:[CPU_IN_NMI]
-.ifdef LAB_NMI_TRACES
-        call work
-.endif
-        dec qword ptr gs:[CPU_IN_NMI]
-        pop rbp
-        pop rbx
-        iretq
-END nmi
 
 # The timer: does nothing, and comes at any time when interrupts are on.
 ENTRY timer_interrupt
@@ -338,6 +345,14 @@ END timer_interrupt
 lab_idt:
         .skip 0x40 * 16
 lab_data:
+
+# Variants, with data of their own.
+.include "explore/nmi.S"
+.include "explore/kprobe.S"
+.include "explore/records.S"
+.include "explore/trampolines.S"
+
+.data
 ftrace_func:
         .quad tracer_a
 ftrace_arg:
@@ -346,6 +361,8 @@ poke_refs:
         .quad 0
 poke_count:
         .quad 0
+poke_entries:
+        .quad poke_vector
 poke_vector:                            # site, what it stands for, target
         .skip LAB_VECTOR * 0x18
 lab_nr_changes:
