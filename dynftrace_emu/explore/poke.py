@@ -39,10 +39,23 @@ class Poke:
         """
         return self.image.address(symbol)
 
+    def size(self, symbol: str) -> int:
+        """The bytes of a guest function.
+
+        :raises ImageError: there is none of that name.
+        """
+        self.image.address(symbol)
+        return self.image.symbols[symbol].size
+
     def set_word(self, symbol: str, value: int | str) -> WriteData:
         """The step that stores 8 bytes to a guest variable: a number, or a symbol's address."""
         number = self.address(value) if isinstance(value, str) else value
-        return WriteData(self.address(symbol), word(number), f"{symbol} = {value}")
+        return self.set_at(self.address(symbol), number, f"{symbol} = {value}")
+
+    @staticmethod
+    def set_at(address: int, value: int, what: str) -> WriteData:
+        """The step that stores 8 bytes at an address of guest data."""
+        return WriteData(address, word(value), what)
 
     def publish(self, change: TextChange, emulate: str = "new") -> Iterator[Step]:
         """Fill the vector, then its count.

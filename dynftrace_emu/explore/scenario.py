@@ -5,10 +5,12 @@ Each names the finding it must give; a mended one must give none over the same s
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dynftrace_emu.errors import OptionError
+from dynftrace_emu.explore.protocols import PROTOCOLS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from dynftrace_emu.explore.setup import Setup
     from dynftrace_emu.explore.steps import Protocol
 
-__all__ = ["Scenario", "scenario_named"]
+__all__ = ["Scenario", "own_protocol", "scenario_named"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Scenario:
     :param expects: the class of finding it must give; None: it is clean.
     :param mended: the name of the scenario that differs by the cure alone.
     :param story: what happened, where it is from.
-    :param protocols: those it brings along, beside the built-in ones.
+    :param own: its protocol, if that is none of the built-in ones.
     """
 
     title: str
@@ -36,12 +38,28 @@ class Scenario:
     expects: FindingClass | None = None
     mended: str | None = None
     story: str = ""
-    protocols: tuple[tuple[str, Protocol], ...] = ()
+    own: Protocol | None = None
 
     @property
     def name(self) -> str:
         """How it is called on the command line."""
         return self.setup.name
+
+    @property
+    def protocol(self) -> Protocol:
+        """What patches."""
+        return self.own or PROTOCOLS[self.setup.protocol]
+
+    @property
+    def protocols(self) -> tuple[tuple[str, Protocol], ...]:
+        """Those it brings along, beside the built-in ones: names and generators."""
+        return ((self.setup.protocol, self.own),) if self.own else ()
+
+
+def own_protocol(title: str, setup: Setup, protocol: Protocol, **rest: Any) -> Scenario:
+    """A scenario with a protocol of its own, which is called as its function is."""
+    name = protocol.__name__.replace("_", "-")
+    return Scenario(title, dataclasses.replace(setup, protocol=name), own=protocol, **rest)
 
 
 def scenario_named(name: str, scenarios: Mapping[str, Scenario]) -> Scenario:

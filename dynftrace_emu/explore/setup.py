@@ -53,9 +53,9 @@ _FIXED = {
 class SiteSpec:
     """A site and what it reads before and after.
 
-    That is ``call:SYMBOL``, ``jmp``, ``nop``, ``nops`` (five of one byte), ``nop3+2`` (two
-    instructions), or ten hex digits. A site that reads the same before and after is watched, and
-    left alone.
+    That is ``call:SYMBOL``, ``jmp``, ``jmp:SYMBOL``, ``nop``, ``nops`` (five of one byte),
+    ``nop3+2`` (two instructions), or ten hex digits. A site that reads the same before and after is
+    watched, and left alone.
 
     :param traced: a function's, whose calls tracers want; else it is some code that is patched.
     """
@@ -119,6 +119,8 @@ def encode(text: str, address: int, image: KernelImage) -> bytes:
     kind, _, symbol = text.partition(":")
     if kind == "call" and symbol:
         return bytes(CALL.rows(site, image.address(symbol))[0])
+    if kind == "jmp" and symbol:
+        return b"\xe9" + CALL.rows(site, image.address(symbol))[0, 1:].tobytes()
     if text == "jmp":
         # The three bytes behind it are those of the call it stands for.
         return bytes(JMP.rows(site, image.address("ftrace_caller"))[0])
@@ -132,8 +134,8 @@ def encode(text: str, address: int, image: KernelImage) -> bytes:
         found = b""
     if len(found) != 5:
         raise OptionError(
-            f"{text!r} is no encoding of a site: call:SYMBOL, jmp, nop, nops, nop3+2 or ten hex "
-            "digits are"
+            f"{text!r} is no encoding of a site: call:SYMBOL, jmp, jmp:SYMBOL, nop, nops, nop3+2 "
+            "or ten hex digits are"
         )
     return found
 

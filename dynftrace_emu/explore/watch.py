@@ -124,8 +124,8 @@ class Watch:
             while offset < len(encoding):
                 insn = decode(encoding[offset:], address + offset)
                 found[offset] = encoding[offset : offset + insn.size]
-                if insn.branches:
-                    break
+                if insn.branches and not insn.text.startswith("call"):
+                    break  # never comes back
                 offset += insn.size
         return found
 

@@ -94,33 +94,6 @@ lab_task_done:
         jmp lab_task_done
 END lab_task
 
-# Functions with sites. LAB_PAD_* puts a site where a scenario wants it in its line or page.
-.macro WORK name, factor
-        .type \name, @function
-\name:
-        push rbp
-        mov rbp, rsp
-site_\name:
-        call ftrace_caller
-        lea rbx, [rbx + rbx * \factor + 1]
-        pop rbp
-        ret
-        .size \name, . - \name
-.endm
-
-        .p2align 12, 0xcc
-        LAB_PAD_WORK
-WORK work, 2
-        .p2align 6, 0xcc
-WORK other, 4
-        .p2align 6, 0xcc
-
-# A function without a site.
-ENTRY plain
-        lea rbx, [rbx + rbx * 2 + 1]
-        ret
-END plain
-
 # --- what a site calls ---
 
 # ftrace_caller: the function and its argument are loaded one after the other.
@@ -153,7 +126,40 @@ ENTRY mcount
         ret
 END mcount
 
-# Trampolines that go straight to one tracer.
+ENTRY ftrace_stub
+        ret
+END ftrace_stub
+
+# Functions with sites. LAB_PAD_* puts a site where a scenario wants it in its line or page.
+.macro WORK name, factor
+        .type \name, @function
+\name:
+        push rbp
+        mov rbp, rsp
+site_\name:
+        call ftrace_caller
+        lea rbx, [rbx + rbx * \factor + 1]
+        pop rbp
+        ret
+        .size \name, . - \name
+.endm
+
+        .p2align 12, 0xcc
+        LAB_PAD_WORK
+WORK work, 2
+        .p2align 6, 0xcc
+WORK other, 4
+        .p2align 6, 0xcc
+
+# A function without a site.
+ENTRY plain
+        lea rbx, [rbx + rbx * 2 + 1]
+        ret
+END plain
+
+# --- trampolines ---
+
+# They go straight to one tracer.
 .set TRACER_A, 1
 .set TRACER_B, 2
 
@@ -185,10 +191,6 @@ ENTRY tracer_b
         inc qword ptr gs:[CPU_EVENTS]
         ret
 END tracer_b
-
-ENTRY ftrace_stub
-        ret
-END ftrace_stub
 
 # --- the shim: what a guest that patches by itself calls ---
 #

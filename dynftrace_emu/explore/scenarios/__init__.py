@@ -5,7 +5,16 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from dynftrace_emu.explore.scenarios import seed
+from dynftrace_emu.explore.scenarios import (
+    breakpoint,
+    cpus,
+    kprobes,
+    nmi,
+    nops,
+    records,
+    seed,
+    trampolines,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -14,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SCENARIOS"]
 
+_MODULES = (seed, nmi, nops, breakpoint, records, trampolines, kprobes, cpus)
 SCENARIOS: Mapping[str, Scenario] = MappingProxyType(
-    {scenario.name: scenario for module in (seed,) for scenario in module.SCENARIOS}
+    {scenario.name: scenario for module in _MODULES for scenario in module.SCENARIOS}
 )
