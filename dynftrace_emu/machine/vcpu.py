@@ -55,7 +55,7 @@ code: then what is translated reaches its helpers by far calls, and the guest ru
 _SPARE_BUFFER_SIZE = 1 << 20
 
 INVALID_OPCODE = 6
-_GENERAL_PROTECTION, _NO_EXCEPTION = 13, -1
+_BREAKPOINT, _GENERAL_PROTECTION, _NO_EXCEPTION = 3, 13, -1
 _HLT = b"\xf4"
 EFLAGS_IF = 1 << 9
 _KILL = 1 << 63
@@ -395,7 +395,10 @@ class VCpu:
             self._uc.emu_start(self.rip, 0, count=count)
         except unicorn.UcError as error:
             self._exit = self._engine_error(error)
-        return self._exit
+        exit_ = self._exit
+        if exit_ and exit_.reason is ExitReason.EXCEPTION and exit_.value != _BREAKPOINT:
+            self._forget_exception()  # an int3 makes no double fault of what follows
+        return exit_
 
     def kill(self) -> None:
         """End a run from another thread, to be called until it has ended.
