@@ -248,7 +248,7 @@ class Lab:
 
     def on_nmi_stack(self, cpu: int, rsp: int) -> bool:
         """Whether a stack pointer points into a CPU's NMI stack."""
-        return 0 < self._nmi_stack_top(cpu) - rsp <= _STACK_SIZE
+        return 0 < self._nmi_stack_top(cpu) - rsp < _STACK_SIZE  # its lowest byte tops a task's
 
     def erase_dead_stack(self, task: int, rsp: int) -> None:
         """Zero what lies below RSP on a task's stack: it says nothing, and differs."""

@@ -302,7 +302,7 @@ class World:
             rip = _rip(task.registers)
             if exit_ is not None or rip in self._visible or not self.lab.decode(rip).quiet:
                 break
-            if self._shares_nmi_stack(task, cpu):
+            if _asked(task) or self._shares_nmi_stack(task, cpu):
                 break
             self._check_freed(cpu, rip)
             exit_ = self._advance(number, cpu, rip)
@@ -424,11 +424,14 @@ class World:
         """Any iret lets NMIs in again (SDM vol. 3A, 6.7.1)."""
         task = self.tasks[number]
         frames = task.frames[:-1]
+        in_nmi = self.lab.on_nmi_stack(cpu, Registers.get(task.registers, Reg.RSP))
+        if in_nmi and NMI not in frames:
+            frames = task.frames  # it has led back into the NMI
         self.tasks[number] = task._replace(frames=frames)
         self.cpus[cpu] = self.cpus[cpu]._replace(nmi_blocked=False)
         if "iret" in self.model.serializing:
             self._sync_own(cpu)
-        if not self.lab.on_nmi_stack(cpu, Registers.get(task.registers, Reg.RSP)):
+        if not in_nmi:
             self.lab.erase_nmi_stack(cpu)
 
     def _sync_own(self, cpu: int) -> None:

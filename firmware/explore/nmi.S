@@ -1,6 +1,7 @@
 # NMIs come at any time, on IST 1.
 #
 #   LAB_NMI_TRACES          the handler calls a function that has a site
+#   LAB_NMI_TRACES_OTHER    and another one
 #   LAB_NMI_NOTRACE         it calls the same function, built without one
 #   LAB_NMI_MODS_CODE       in front of that it does what a patcher is about to do (ftrace_nmi_enter)
 #   LAB_NMI_REPEATS         it copes with an NMI that comes in an NMI
@@ -61,12 +62,15 @@ end_repeat_nmi:
 .endif
         push rbx
         push rbp
-        inc qword ptr gs:[CPU_IN_NMI]
+        mov qword ptr gs:[CPU_IN_NMI], 1
 .ifdef LAB_NMI_MODS_CODE
         call ftrace_nmi_enter
 .endif
 .ifdef LAB_NMI_TRACES
         call work
+.endif
+.ifdef LAB_NMI_TRACES_OTHER
+        call other
 .endif
 .ifdef LAB_NMI_NOTRACE
         call plain
@@ -74,7 +78,7 @@ end_repeat_nmi:
 .ifdef LAB_NMI_MODS_CODE
         lock dec qword ptr [rip + nmi_running]
 .endif
-        dec qword ptr gs:[CPU_IN_NMI]
+        mov qword ptr gs:[CPU_IN_NMI], 0
         pop rbp
         pop rbx
 .ifdef LAB_NMI_REPEATS

@@ -46,13 +46,13 @@ TWO_SITES = replace(
     tasks=(TaskSpec(0, ("other",)),),
     sites=(SiteSpec(old="nop", new=CALL), SiteSpec("site_other", "nop", CALL)),
     ops=(OpsSpec(before=(), after=WORK + OTHER),),
-    defines=("LAB_NMI_TRACES", "LAB_NMI_MODS_CODE"),
+    defines=("LAB_NMI_TRACES", "LAB_NMI_TRACES_OTHER", "LAB_NMI_MODS_CODE"),
 )
 NESTED = Setup(
     name="nmi-nested",
     protocol="breakpoint",
     defines=("LAB_NMI_TRACES",),
-    tasks=(TaskSpec(0),),
+    tasks=(TaskSpec(0, ("plain",)),),  # only NMIs run into the int3
     sites=(SiteSpec(old=CALL, new="nop"),),
     model=Model(text=Text.COHERENT),
     bounds=Bounds(nmis=2),
@@ -127,7 +127,7 @@ SCENARIOS = (
         "the same; an NMI that uses the buffers is not waited for",
         replace(TWO_SITES, name="nmi-not-waited-for-after"),
         nmi_safe_not_waiting_after,
-        expects=FindingClass.WRONG_RESULT,
+        expects=FindingClass.TORN_FETCH,
         mended="nmi-mods-code",
     ),
     Scenario(

@@ -34,7 +34,7 @@ RECORDING = (("ftrace_func", "ftrace_record_ip"),)
 PENDING = Setup(
     name="record-pending",
     defines=("LAB_RECORDS",),
-    tasks=(TaskSpec(0, rounds=2),),
+    tasks=(TaskSpec(0),),
     sites=(SiteSpec(old="call:mcount", new="jmp"),),
     ops=(),
     words=RECORDING,
@@ -139,7 +139,8 @@ def two_passes(_change: TextChange, poke: Poke) -> Daemon:
 
 
 def one_pass(_change: TextChange, poke: Poke) -> Daemon:
-    """The daemon wakes up once, and exchanges without a look at the text first."""
+    """The daemon finds a record, and exchanges without a look at the text first."""
+    yield _recorded(poke)
     yield Stop()
     count = yield Read(poke.address("ftrace_record_count"), "ftrace_record_count")
     for number in range(count):
