@@ -25,7 +25,7 @@ ENTRY kprobe_detour
 END kprobe_detour
 
 # The int3 handler, after nobody else has claimed it; its frame is that of int3 (lab.S).
-kprobe_int3:
+ENTRY kprobe_int3
         lea rcx, [rip + site_probed]
         cmp [rsp + 0x18], rcx
         jne die_int3
@@ -47,6 +47,7 @@ kprobe_int3:
         pop rcx
         pop rax
         iretq
+END kprobe_int3
 
 .data
 kprobe_optimized:

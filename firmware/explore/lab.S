@@ -353,6 +353,7 @@ lab_data:
 .include "explore/kprobe.S"
 .include "explore/records.S"
 .include "explore/trampolines.S"
+.include "explore/midcall.S"
 
 .data
 ftrace_func:

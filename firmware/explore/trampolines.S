@@ -44,24 +44,3 @@ tracer_a_filter:
 tracer_b_filter:
         .quad 0
 .endif
-
-# LAB_MIDCALL: a function whose first five bytes are a call and something else; it is in the midst of
-# them for as long as the call takes.
-.ifdef LAB_MIDCALL
-.text
-        .p2align 6, 0xcc
-ENTRY midcall
-        lea rax, [rip + plain_visible]
-site_midcall:
-        call rax
-        nop dword ptr [rax]
-        lea rbx, [rbx + rbx * 2 + 1]
-        ret
-END midcall
-
-# A function that takes some time: others get on while it runs.
-ENTRY plain_visible
-        inc qword ptr gs:[CPU_SCRATCH]
-        ret
-END plain_visible
-.endif
