@@ -243,12 +243,16 @@ class Lab:
         return self._words(self._nmi_stack_top(cpu))
 
     def _words(self, top: int) -> tuple[int, ...]:
-        begin = self._at + top - _STACK_SIZE - self.start
-        return struct.unpack(f"<{_STACK_SIZE // 8}Q", self._ram[begin : begin + _STACK_SIZE])
+        begin = self._at + top - self._stack_size - self.start
+        return struct.unpack(
+            f"<{self._stack_size // 8}Q", self._ram[begin : begin + self._stack_size]
+        )
 
     def on_nmi_stack(self, cpu: int, rsp: int) -> bool:
         """Whether a stack pointer points into a CPU's NMI stack."""
-        return 0 < self._nmi_stack_top(cpu) - rsp < _STACK_SIZE  # its lowest byte tops a task's
+        return (
+            0 < self._nmi_stack_top(cpu) - rsp < self._stack_size
+        )  # its lowest byte tops a task's
 
     def erase_dead_stack(self, task: int, rsp: int) -> None:
         """Zero what lies below RSP on a task's stack: it says nothing, and differs."""
