@@ -21,7 +21,7 @@ from array import array
 from collections import deque
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -75,7 +75,7 @@ class Expansion:
     nodes: dict[bytes, Node] = field(default_factory=dict)
     starts: set[bytes] = field(default_factory=set)
     found: tuple[Finding, Action | None] | None = None
-    parts: dict[object, object] = field(default_factory=dict)
+    parts: dict[Any, Any] = field(default_factory=dict)
     """Of the states in ``nodes``; empty in the end."""
 
     def share(self, state: State) -> State:
