@@ -106,7 +106,8 @@ class FtraceArch:
     def good_sites(self) -> NDArray[np.uint64]:
         """The sites whose records are not marked failed, ascending; from any thread."""
         sites = self.sites()
-        return np.sort(sites[~self.records.failed()[: len(sites)]])
+        order = self._ascending(0, sites)
+        return sites[order[~self.records.failed()[order]]]
 
     def is_disabled(self, site: int) -> bool:
         """Whether a site reads as one that is patched away."""
@@ -172,9 +173,10 @@ class FtraceArch:
         """What puts the sites in order; that of all records is kept: one never moves."""
         if start:
             return np.argsort(sites)
-        if len(self._order) != len(sites):
-            self._order = np.argsort(sites)
-        return self._order
+        order = self._order
+        if len(order) != len(sites):
+            order = self._order = np.argsort(sites)
+        return order
 
     def _rows(self, sites: NDArray[np.uint64], states: NDArray[np.uint8]) -> NDArray[np.uint8]:
         rows = np.empty((len(sites), MCOUNT_INSN_SIZE), dtype=np.uint8)

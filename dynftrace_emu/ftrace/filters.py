@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dynftrace_emu.errors import ControlFileError
-from dynftrace_emu.ftrace.glob import glob_match
+from dynftrace_emu.ftrace.glob import glob_match, is_plain
 from dynftrace_emu.ftrace.probes import UNLIMITED, FunctionProbe
 from dynftrace_emu.kernel.structs import ProbeKind
 
@@ -48,6 +48,8 @@ def matching_sites(tracing: Tracing, pattern: str) -> NDArray[np.uint64]:
         if not 1 <= index <= len(available):
             raise _nothing(tracing, pattern, f"there are {len(available)} available functions")
         return available[index - 1 : index]
+    if is_plain(pattern):
+        available = _near(tracing, available, pattern)
     match = glob_match(pattern)
     mask = np.fromiter(
         (match(tracing.name(site)) for site in available.tolist()), np.bool_, len(available)
@@ -55,6 +57,16 @@ def matching_sites(tracing: Tracing, pattern: str) -> NDArray[np.uint64]:
     if not mask.any():
         raise _nothing(tracing, pattern, _why_nothing(tracing, pattern))
     return available[mask]
+
+
+def _near(tracing: Tracing, available: NDArray[np.uint64], name: str) -> NDArray[np.uint64]:
+    """Those of the sites that lie in the function called ``name``: a list may have thousands."""
+    symbol = tracing.kernel.image.symbols.get(name)
+    if symbol is None:
+        return available[:0]
+    bounds = np.array([symbol.address, symbol.address + symbol.size], dtype=np.uint64)
+    begin, end = np.searchsorted(available, bounds)
+    return available[begin:end]
 
 
 def _nothing(tracing: Tracing, pattern: str, why: str) -> ControlFileError:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["glob_match"]
+__all__ = ["glob_match", "is_plain"]
 
 
 @lru_cache(maxsize=256)
@@ -22,6 +22,11 @@ def glob_match(pattern: str) -> Callable[[str], bool]:
     """A predicate on names: whether ``pattern`` matches all of one."""
     compiled = re.compile("".join(_translate(pattern)), re.DOTALL)
     return lambda name: compiled.fullmatch(name) is not None
+
+
+def is_plain(pattern: str) -> bool:
+    """Whether it matches one name only: itself."""
+    return not set(pattern) & set("*?[\\")
 
 
 def _translate(pattern: str) -> list[str]:
