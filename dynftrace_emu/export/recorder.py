@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,7 +58,9 @@ class Recorder:
     def __init__(self, run: Run, path: Path) -> None:
         self._run, self._tracing, self.path = run, run.tracing, path
         self._array = run.tracing.global_array
-        self._pending: list[HostEvent] = []  # appended to by whoever changes text; drained here
+        # What happened to call sites, with its time: appended to by whoever changes text, with the
+        # machine stopped; drained here.
+        self._heard: deque[tuple[int, FtraceEvent]] = deque()
         self._ticks = self._stops = 0  # those that have been written
         self._last_host = 0
         self._events = [0] * run.tracing.nr_cpus
@@ -151,7 +154,9 @@ class Recorder:
         self._writer.add_pages(cpu, part.pages.raw, part.pages.commit, lost)
 
     def _drain_host(self) -> None:
-        pending, self._pending = self._pending, []
+        pending = []
+        while self._heard:
+            pending += _host_events(*self._heard.popleft())
         machine, daemon = self._run.machine, self._run.daemon
         for tick in daemon.ticks[self._ticks :]:
             pending.append(HostEvent(self._time(tick.t), "tick"))
@@ -160,9 +165,12 @@ class Recorder:
             fields = {"duration_ns": round(stop.pause_us * 1000)}
             pending.append(HostEvent(self._time(stop.time), "stop", fields))
             self._stops += 1
-        for event in sorted(pending, key=lambda event: event.ts):
-            self._last_host = max(self._last_host, event.ts)  # what was written lies before it
-            self._writer.add_host_event(replace(event, ts=self._last_host))
+        pending.sort(key=lambda event: event.ts)
+        last = self._last_host  # what was written lies before it
+        self._writer.add_host_events(
+            [event if event.ts >= last else replace(event, ts=last) for event in pending]
+        )
+        self._last_host = max(last, pending[-1].ts) if pending else last
 
     def _time(self, seconds: float) -> int:
         if self._array.clock == "counter":
@@ -170,21 +178,22 @@ class Recorder:
         return round(seconds * 1e9)
 
     def _on_event(self, event: FtraceEvent) -> None:
-        ts = self._time(event.time)
-        match event:
-            case PageAdded():
-                made = [HostEvent(ts, "page", {"capacity": event.capacity})]
-            case TracingSwitched():
-                made = [HostEvent(ts, "tracing", {"enabled": int(event.enabled)})]
-            case TextChanged():
-                sites = zip(event.sites.tolist(), event.failed.tolist(), strict=True)
-                made = [
-                    HostEvent(ts, "failed" if failed else "patched", {"ip": site})
-                    for site, failed in sites
-                ]
-            case _:
-                return
-        self._pending += made
+        self._heard.append((self._time(event.time), event))
 
     def _error(self, error: OSError) -> RecordError:
         return RecordError(f"{self.path}: {error.strerror}; what was recorded until then is kept")
+
+
+def _host_events(ts: int, event: FtraceEvent) -> list[HostEvent]:
+    """As they are in the file: one for each site that changed."""
+    match event:
+        case PageAdded():
+            return [HostEvent(ts, "page", {"capacity": event.capacity})]
+        case TracingSwitched():
+            return [HostEvent(ts, "tracing", {"enabled": int(event.enabled)})]
+        case TextChanged():
+            return [
+                HostEvent(ts, "failed" if failed else "patched", {"ip": site})
+                for site, failed in zip(event.sites.tolist(), event.failed.tolist(), strict=True)
+            ]
+    return []
