@@ -181,7 +181,7 @@ class DynamicFtrace:
     def _notify_recorded(self, vcpu: VCpu, ip: int, number: int) -> None:
         bucket = hash_long(ip)
         page, slot = self.arch.records.place(number)
-        chain = sum(1 for _ in self.hash.chain(bucket))
+        chain = self.hash.length(bucket)
         time, parent_ip = self._machine.engine.vcpu_time(vcpu), vcpu[Reg.RSI]
         self.observers.notify(
             SiteRecorded(time, vcpu.index, ip, parent_ip, bucket, chain, page, slot)

@@ -173,6 +173,7 @@ class FtraceHash:
         self._address = kernel.image.address("ftrace_hash")
         self._heads = self._memory.view(self._address, "<u8", FTRACE_HASHSIZE)
         self._nodes: dict[int, int] = {}  # ip: node
+        self._lengths = [0] * FTRACE_HASHSIZE
 
     def chain(self, bucket: int) -> Iterator[int]:
         """The nodes of a bucket, by address."""
@@ -180,6 +181,10 @@ class FtraceHash:
         while node:
             yield node
             node = self._memory.read_u64(node + self._NEXT)
+
+    def length(self, bucket: int) -> int:
+        """How many nodes a bucket has."""
+        return self._lengths[bucket]
 
     def find(self, ip: int) -> int | None:
         """The node that records ``ip``."""
@@ -194,6 +199,7 @@ class FtraceHash:
         if head:
             self._memory.write_u64(head + self._PPREV, node + self._NEXT)
         self._nodes[ip] = node
+        self._lengths[bucket] += 1
         self._heads[bucket] = node
 
     def drop(self, ips: NDArray[np.uint64], failed: NDArray[np.uint64]) -> None:
@@ -211,6 +217,9 @@ class FtraceHash:
         for bucket in np.flatnonzero(changing & kept).tolist():
             self._relink(bucket, staying)
         self._nodes = {ip: self._nodes[ip] for ip in staying if ip in self._nodes}
+        self._lengths = [0] * FTRACE_HASHSIZE
+        for ip in self._nodes:
+            self._lengths[hash_long(ip)] += 1
 
     def _relink(self, bucket: int, staying: set[int]) -> None:
         kept = [n for n in self.chain(bucket) if self._memory.read_u64(n + self._IP) in staying]
