@@ -188,21 +188,6 @@ class KernelImage:
         index = np.searchsorted(starts, addresses, side="right") - 1
         return np.where((index >= 0) & (addresses < ends[index]), index, -1)
 
-    @cached_property
-    def _function_bounds(self) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-        """Where each function begins, and where it ends."""
-        starts = np.array(self._function_starts, dtype=np.uint64)
-        sizes = np.array([function.size for function in self.functions], dtype=np.uint64)
-        return starts, starts + sizes
-
-    def functions_at(self, addresses: NDArray[np.uint64]) -> NDArray[np.int64]:
-        """Of each address the place in :attr:`functions` of the one that holds it, or -1."""
-        starts, ends = self._function_bounds
-        if not len(starts):
-            return np.full(len(addresses), -1)
-        index = np.searchsorted(starts, addresses, side="right") - 1
-        return np.where((index >= 0) & (addresses < ends[index]), index, -1)
-
     def function_at(self, address: int) -> Symbol | None:
         """The function whose bytes hold ``address``."""
         index = bisect.bisect(self._named_starts, address) - 1

@@ -42,6 +42,40 @@ def test_records_are_packed_behind_the_header_in_the_order_they_were_made() -> N
         assert RECORD.unpack(raw)[2:] == (tiny.site(function) + 5, 0)
 
 
+def test_ips_can_be_asked_for_at_any_time_and_from_any_record_on() -> None:
+    tiny = TinyKernel(300, boot_records=300)
+    records = tiny.ftrace.arch.records
+    made: list[int] = []
+    for begin, end in ((0, 3), (3, 145), (145, 146), (146, 146), (146, 300)):
+        tiny.call_all(FUNCTIONS[begin:end])
+        made += [tiny.site(function) + 5 for function in FUNCTIONS[begin:end]]
+        assert records.ips().tolist() == [record.ip for record in tiny.records()] == made
+        assert records.ips(begin).tolist() == made[begin:]
+        assert records.ips(end).tolist() == []
+
+
+def test_the_host_knows_what_is_in_the_hash_as_the_guest_does() -> None:
+    tiny = TinyKernel(300, boot_records=300)
+    nodes = tiny.ftrace.hash
+    for begin, end in ((0, 200), (200, 300)):
+        tiny.call_all(FUNCTIONS[begin:end])
+        check_hash(tiny)
+        tiny.poke(FUNCTIONS[begin], b"\x90" * 5)  # its record fails, and stays
+        tiny.ftrace.ftraced_pass()
+        check_hash(tiny)
+    assert len(nodes) == 2
+
+
+def check_hash(tiny: TinyKernel) -> None:
+    nodes = tiny.ftrace.hash
+    chains = [tiny.chain(bucket) for bucket in range(1024)]
+    assert [nodes.length(bucket) for bucket in range(1024)] == [len(chain) for chain in chains]
+    assert len(nodes) == sum(len(chain) for chain in chains)
+    found = {record.ip: record.address for chain in chains for record in chain}
+    ips = [record.ip for record in tiny.records()]
+    assert [nodes.find(ip) for ip in ips] == [found.get(ip) for ip in ips]
+
+
 def test_what_follows_the_last_record_of_a_page_stays_zero() -> None:
     tiny = TinyKernel(300, boot_records=300)
     tiny.call_all(FUNCTIONS)

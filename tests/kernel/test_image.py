@@ -212,6 +212,15 @@ def test_the_mini_kernel_has_its_workloads(dynamic):
     assert all(address in data[".rodata"] for address in known.values())
 
 
+def test_functions_of_many_addresses_are_those_of_each(dynamic):
+    begin, end = dynamic.text_range
+    addresses = np.arange(begin - 16, end + 16, 7, dtype=np.uint64)
+    found = dynamic.functions_at(addresses).tolist()
+    functions = [None if number < 0 else dynamic.functions[number] for number in found]
+    assert functions == [dynamic.function_at(address) for address in addresses.tolist()]
+    assert None in functions
+
+
 # --- finding images ---
 
 

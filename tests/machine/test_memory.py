@@ -150,6 +150,17 @@ def test_scatter_and_gather_reach_unaligned_rows_in_several_regions(memory, size
     assert written == np.count_nonzero(rows)
 
 
+def test_gather_reads_up_to_the_very_end_of_the_ram():
+    memory = GuestMemory(8 * PAGE_SIZE)
+    while memory.size - memory._free > PAGE_SIZE:  # map() may need tables for it first
+        region = memory.alloc_pages(1, f"page {memory._free:#x}")
+    region = memory.alloc_pages(1, "last")
+    assert region.physical + region.size == memory.size
+    last = np.array([region.end - 5, region.address], dtype=np.uint64)
+    memory.scatter(last, np.array([[1, 2, 3, 4, 5], [6, 7, 8, 9, 10]], dtype=np.uint8))
+    assert memory.gather(last, 5).tolist() == [[1, 2, 3, 4, 5], [6, 7, 8, 9, 10]]
+
+
 def test_scatter_stores_nothing_if_one_place_is_not_mapped(memory):
     region = memory.map("one", AT, PAGE_SIZE)
     for bad in (region.address - 1, region.end - 1, region.end):

@@ -483,3 +483,19 @@ def test_a_site_is_a_call_while_anybody_wants_it(s: Session) -> None:
     with s.one_stop():
         s.files.rmdir("instances/two")
     s.check_calls(set())
+
+
+# --- as many functions as a real kernel has ---
+
+
+def test_a_long_list_of_names_chooses_what_each_of_them_names() -> None:
+    session = Session(image="synthetic:2000", boot_records=None)
+    names = session.lines("available_filter_functions")
+    wanted = [name for name in names if fnmatchcase(name, "*_e*")]
+    assert len(wanted) > 100
+    session.write("set_ftrace_filter", " ".join(reversed(wanted)))
+    assert session.lines("set_ftrace_filter") == wanted
+    session.append("set_ftrace_filter", " ".join(f"!{name}" for name in wanted[::2]))
+    assert session.lines("set_ftrace_filter") == wanted[1::2]
+    refused = session.refuse(errno.EINVAL, "set_ftrace_filter", f"{names[0]} {names[1]}_not")
+    assert "no such function" in refused.reason
