@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "dynftrace_emu"
-FLOORS = ("machine", "kernel", "ftrace", "export", "tracefs", "explore", "cli")
+FLOORS = ("machine", "kernel", "ftrace", "export", "tracefs", "explore", "bench", "cli")
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

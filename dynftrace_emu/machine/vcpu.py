@@ -201,6 +201,8 @@ OutPort = Callable[["VCpu", int], Exit | None]
 """Answers ``out``: gets the vCPU and the value; an :class:`Exit` ends the run."""
 InPort = Callable[["VCpu"], int]
 """Answers ``in``: the value the guest reads."""
+CodeHook = Callable[[Any, int, int, object], None]
+"""Gets the engine, the address, the size in bytes and nothing of interest."""
 
 _HALT_BEHIND = (ExitReason.SAFEPOINT, ExitReason.OFFLINE)
 """Traps that are ``out`` with ``hlt`` behind it: the hlt ends the run, at a definite place."""
@@ -240,6 +242,8 @@ class VCpu:
         self.has_run = False
         self.executed = 0
         """Instructions begun in the last run that had a budget."""
+        self.instructions = 0
+        """Instructions begun in all of those runs."""
         try:
             self._uc = _new_engine(CODE_BUFFER_SIZE)
             self._uc.mem_map_ptr(0, memory.size, unicorn.UC_PROT_ALL, memory.host_address)
@@ -356,6 +360,7 @@ class VCpu:
             self._exit = self._engine_error(error)
         if budget:
             self.executed = min(self._counter.value - self._stopped_in_front(), budget)
+            self.instructions += self.executed
         self._note_iret()
         if self._exit is not None:
             if self._exit.reason is ExitReason.EXCEPTION:
@@ -512,6 +517,18 @@ class VCpu:
         For tests and slow paths; installed before the first run.
         """
         self._hook(unicorn.UC_HOOK_CODE, lambda *_: callback(self), address)
+
+    def hook_code(self, callback: CodeHook, begin: int = 1, end: int = 0) -> None:
+        """Call back in front of each instruction from ``begin`` to ``end``, by default of all.
+
+        What the engine itself offers, with nothing of ours in between; before the first run.
+        """
+        self._hooks_code = True
+        self._uc.hook_add(unicorn.UC_HOOK_CODE, callback, None, begin, end)
+
+    def hook_blocks(self, callback: CodeHook) -> None:
+        """Likewise in front of each translated block."""
+        self._uc.hook_add(unicorn.UC_HOOK_BLOCK, callback, None, 1, 0)
 
     # --- hooks: each says what happened and decides nothing ---
 

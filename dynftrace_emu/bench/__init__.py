@@ -1,0 +1,1 @@
+"""``dynftrace-emu bench``: what tracing costs, measured against what people would use instead."""

@@ -1,0 +1,38 @@
+"""Carries out a plan."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from dynftrace_emu.bench import instructions, patching, record, throughput, vcpus
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from dynftrace_emu.bench.figures import Result
+    from dynftrace_emu.bench.lab import Lab
+    from dynftrace_emu.bench.plan import Plan
+
+__all__ = ["MEASUREMENTS", "measure"]
+
+MEASUREMENTS: Mapping[str, Callable[[Lab, Plan, Result], None]] = MappingProxyType(
+    {
+        throughput.KIND: throughput.measure_modes,
+        instructions.KIND: instructions.measure_instructions,
+        patching.KIND: patching.measure_patching,
+        vcpus.KIND: vcpus.measure_vcpus,
+        record.KIND: record.measure_record,
+    }
+)
+
+
+def measure(lab: Lab, plan: Plan, result: Result) -> None:
+    """Make the plan's measurements; whatever ends it early, ``result`` holds what was done.
+
+    :raises Interrupted: somebody wants it to end.
+    :raises DynftraceError: a measured kernel failed, or a check.
+    """
+    for kind in plan.kinds:
+        MEASUREMENTS[kind](lab, plan, result)
+    result.complete = True
