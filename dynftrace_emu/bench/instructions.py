@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dynftrace_emu.bench.plan import Plan
     from dynftrace_emu.ftrace.options import RunOptions
 
-__all__ = ["KIND", "Count", "measure_instructions"]
+__all__ = ["KIND", "Count", "estimate", "measure_instructions"]
 
 KIND = "instructions"
 _VIRTUAL_HZ = 1 << 25
@@ -52,6 +52,12 @@ class Count:
 
 Counts = dict[Mode, tuple[Count, Count]]
 """Of each mode, at both ends of the span."""
+
+
+def estimate(plan: Plan) -> float:
+    """How long it takes, in seconds, about."""
+    counted = sum(1 for mode in plan.modes if mode.hook is None)
+    return len(plan.workloads) * (1 + counted) * _STEP_S
 
 
 def measure_instructions(lab: Lab, plan: Plan, result: Result) -> None:

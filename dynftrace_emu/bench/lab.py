@@ -36,13 +36,11 @@ class CheckFailed(DynftraceError):
 class Lab:
     """Makes the machines that are measured.
 
-    :param on_step: called in front of each step with how many seconds it may take, and its name.
+    ``on_step`` is called in front of each step with how many seconds it may take, and its name.
     """
 
-    def __init__(
-        self, on_step: Callable[[float, str], None] = lambda _seconds, _name: None
-    ) -> None:
-        self._on_step = on_step
+    def __init__(self) -> None:
+        self.on_step: Callable[[float, str], None] = lambda _seconds, _name: None
         self._images: dict[tuple[str, str], KernelImage] = {}
         self._machine: Machine | None = None  # the one that runs
         self._interrupted = False
@@ -53,7 +51,7 @@ class Lab:
         :raises Interrupted: nothing does.
         """
         self._check()
-        self._on_step(seconds, name)
+        self.on_step(seconds, name)
 
     def interrupt(self) -> None:
         """End soon; from a signal handler."""

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from dynftrace_emu.bench.lab import Lab
     from dynftrace_emu.bench.plan import Plan
 
-__all__ = ["MEASUREMENTS", "measure"]
+__all__ = ["estimate", "measure"]
 
-MEASUREMENTS: Mapping[str, Callable[[Lab, Plan, Result], None]] = MappingProxyType(
+_MEASURE: Mapping[str, Callable[[Lab, Plan, Result], None]] = MappingProxyType(
     {
         throughput.KIND: throughput.measure_modes,
         instructions.KIND: instructions.measure_instructions,
@@ -25,6 +25,20 @@ MEASUREMENTS: Mapping[str, Callable[[Lab, Plan, Result], None]] = MappingProxyTy
         record.KIND: record.measure_record,
     }
 )
+_ESTIMATE: Mapping[str, Callable[[Plan], float]] = MappingProxyType(
+    {
+        throughput.KIND: throughput.estimate,
+        instructions.KIND: instructions.estimate,
+        patching.KIND: patching.estimate,
+        vcpus.KIND: vcpus.estimate,
+        record.KIND: record.estimate,
+    }
+)
+
+
+def estimate(plan: Plan) -> float:
+    """How long it takes, in seconds, about."""
+    return sum(_ESTIMATE[kind](plan) for kind in plan.kinds)
 
 
 def measure(lab: Lab, plan: Plan, result: Result) -> None:
@@ -34,5 +48,5 @@ def measure(lab: Lab, plan: Plan, result: Result) -> None:
     :raises DynftraceError: a measured kernel failed, or a check.
     """
     for kind in plan.kinds:
-        MEASUREMENTS[kind](lab, plan, result)
+        _MEASURE[kind](lab, plan, result)
     result.complete = True

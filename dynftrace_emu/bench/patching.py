@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from dynftrace_emu.ftrace.run import Run
     from dynftrace_emu.machine.engine import Kthread
 
-__all__ = ["KIND", "Scale", "measure_patching"]
+__all__ = ["KIND", "Scale", "estimate", "measure_patching"]
 
 KIND = "patching"
 NR_VCPUS = 2
@@ -64,6 +64,11 @@ _TIMES = (
 _PER_SITE = ("record", "patch", "enable", "disable", "after_enable")
 _SMALL, _LARGE = "synthetic:1000", "synthetic:50000"
 """Between these the cost a site must not grow."""
+
+
+def estimate(plan: Plan) -> float:
+    """How long it takes, in seconds, about."""
+    return sum(rounds * _step_s(size) for size, rounds in plan.sizes)
 
 
 def measure_patching(lab: Lab, plan: Plan, result: Result) -> None:

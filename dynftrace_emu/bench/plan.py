@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dynftrace_emu.bench.modes import MODES, YARDSTICK, Mode
 from dynftrace_emu.errors import OptionError
-from dynftrace_emu.kernel.mini_kernel import workloads
+from dynftrace_emu.kernel import mini_kernel
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -66,7 +66,7 @@ def make_plan(
     quick: bool = False,
     only: Collection[str] = (),
     modes: Collection[str] = (),
-    workloads_wanted: Sequence[str] = (),
+    workloads: Sequence[str] = (),
     rounds: int | None = None,
 ) -> Plan:
     """Choose what to measure; what is not chosen is measured as far as the image has it.
@@ -83,7 +83,7 @@ def make_plan(
         image=image,
         kinds=kinds,
         modes=tuple(mode for mode in MODES if mode.name in chosen),
-        workloads=_workloads(lab, image, workloads_wanted) if _runs_image(kinds) else (),
+        workloads=_workloads(lab, image, workloads) if _runs_image(kinds) else (),
         quick=quick,
         rounds=rounds or default_rounds,
         sizes=tuple((size, rounds or _size_rounds(size, quick)) for size in _sizes(quick)),
@@ -122,7 +122,7 @@ def _chosen(option: str, wanted: Iterable[str], known: Iterable[str]) -> tuple[s
 def _workloads(lab: Lab, image: str, wanted: Sequence[str]) -> tuple[str, ...]:
     """:raises OptionError: the image has none whose iterations could be counted."""
     loaded = lab.image(image, YARDSTICK.variant)
-    has = [name for name in WORKLOADS if name in workloads(loaded)]
+    has = [name for name in WORKLOADS if name in mini_kernel.workloads(loaded)]
     if not has:
         raise OptionError(f"{image} has no workload whose iterations can be counted")
     return _chosen("--workload", wanted, has)

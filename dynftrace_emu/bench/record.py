@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from dynftrace_emu.bench.lab import Lab
     from dynftrace_emu.bench.plan import Plan
 
-__all__ = ["KIND", "measure_record"]
+__all__ = ["KIND", "estimate", "measure_record"]
 
 KIND = "record"
 FUNCTIONS = 600
@@ -82,6 +82,11 @@ ENTRY passes
         ret
 END passes
 """
+
+
+def estimate(plan: Plan) -> float:
+    """How long it takes, in seconds, about."""
+    return plan.rounds * _STEP_S
 
 
 def measure_record(lab: Lab, plan: Plan, result: Result) -> None:

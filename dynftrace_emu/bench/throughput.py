@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dynftrace_emu.bench.plan import Plan
     from dynftrace_emu.ftrace.run import Run
 
-__all__ = ["KIND", "Sample", "choose", "measure_modes"]
+__all__ = ["KIND", "Sample", "choose", "estimate", "measure_modes"]
 
 KIND = "modes"
 _RECORDING = next(mode for mode in MODES if mode.name == "recording")
@@ -46,6 +46,12 @@ class Sample:
 
 Samples = dict[str, dict[int, Sample]]
 """By mode and round."""
+
+
+def estimate(plan: Plan) -> float:
+    """How long it takes, in seconds, about."""
+    measured = plan.rounds * len(plan.modes) * (plan.window_s + plan.warm_up_s)
+    return len(plan.workloads) * (plan.warm_up_s + measured)
 
 
 def measure_modes(lab: Lab, plan: Plan, result: Result) -> None:

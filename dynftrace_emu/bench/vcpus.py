@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from dynftrace_emu.ftrace.run import Run
     from dynftrace_emu.machine.engine import Kthread
 
-__all__ = ["KIND", "measure_vcpus"]
+__all__ = ["KIND", "estimate", "measure_vcpus"]
 
 KIND = "vcpus"
 _PATCHED = next(mode for mode in MODES if mode.name == "patched-jmp")
@@ -40,13 +40,22 @@ class _Sample:
         return self.iterations / self.wall_s
 
 
+def estimate(plan: Plan) -> float:
+    """How long it takes, in seconds, about."""
+    return plan.rounds * len(plan.vcpus) * _step_s(plan)
+
+
+def _step_s(plan: Plan) -> float:
+    return 2 * plan.window_s + plan.warm_up_s + 0.3
+
+
 def measure_vcpus(lab: Lab, plan: Plan, result: Result) -> None:
     """Measure each number of vCPUs of the plan, rounds interleaved."""
     samples: dict[int, dict[int, _Sample]] = defaultdict(dict)
     try:
         for number in range(plan.rounds):
             for vcpus in plan.vcpus:
-                lab.step(plan.window_s * 2 + 0.5, f"{vcpus} vCPUs, round {number + 1}")
+                lab.step(_step_s(plan), f"{vcpus} vCPUs, round {number + 1}")
                 samples[vcpus][number] = _measure(lab, plan, vcpus)
     finally:
         _add(result, samples)

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
@@ -37,6 +37,11 @@ def show_console(traced: Run, *, verbose: bool, as_json: bool) -> None:
         traced.machine.console.on_line = lambda _, line: click.echo(line, err=as_json)
     elif verbose:
         traced.machine.console.on_line = print_console
+class Interruptible(Protocol):
+    """What can be told to end soon, from a signal handler."""
+
+    def interrupt(self) -> None:
+        """End soon."""
 
 
 def print_console(vcpu: int, line: str) -> None:
@@ -54,15 +59,15 @@ def run_and_catch(traced: Run) -> DynftraceError | None:
 
 
 @contextmanager
-def interruptible(traced: Run) -> Iterator[threading.Event]:
-    """Ctrl-C, or SIGTERM, ends the run in order; a second one at once."""
+def interruptible(running: Interruptible) -> Iterator[threading.Event]:
+    """Ctrl-C, or SIGTERM, ends what runs in order; a second one at once."""
     interrupted = threading.Event()
 
     def on_interrupt(_signal: int, _frame: object) -> None:
         if interrupted.is_set():
             raise KeyboardInterrupt
         interrupted.set()
-        traced.machine.interrupt()
+        running.interrupt()
 
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(number, on_interrupt) for number in numbers]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dynftrace_emu._version import __version__
+from dynftrace_emu.cli.bench import bench
 from dynftrace_emu.cli.convert import convert
 from dynftrace_emu.cli.explore import explore
 from dynftrace_emu.cli.inspect import inspect
@@ -44,6 +45,7 @@ cli.add_command(report)
 cli.add_command(convert)
 cli.add_command(inspect)
 cli.add_command(explore)
+cli.add_command(bench)
 
 
 def run_cli(arguments: Sequence[str]) -> int:

@@ -121,7 +121,7 @@ def _execute(options: RunOptions, output: Path, *, as_json: bool, verbose: bool)
         recorder = Recorder(traced, target)
         show_console(traced, verbose=verbose, as_json=as_json)
         recorded: list[RecordedCpu] = []
-        with interruptible(traced) as interrupted:
+        with interruptible(traced.machine) as interrupted:
             try:
                 if view is not None:
                     view.begin(traced)

@@ -114,7 +114,7 @@ def _execute(options: RunOptions, digest: str | None, shown: _Shown) -> int:
         watcher = Watch(traced, shown.watch) if shown.watch else None
         if view is not None:
             view.begin(traced)
-        with interruptible(traced) as interrupted:
+        with interruptible(traced.machine) as interrupted:
             failure = run_and_catch(traced)
     if watcher is not None:
         for line in watcher.lines():
