@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from dynftrace_emu.bench.modes import MODES, YARDSTICK
+from dynftrace_emu.bench.tables import ratio_text
 from dynftrace_emu.errors import OptionError
 from dynftrace_emu.export.missing_extra import MissingExtraError
 
@@ -125,7 +126,7 @@ def _bars(
     for y, figure in places:
         if figure.high > figure.low:
             axes.hlines(y, figure.low, figure.high, color="black", linewidth=0.8)
-        text = f"{figure.median:.3f}" if figure.median < 2 else f"{figure.median:.3g}"
+        text = ratio_text(figure.median)
         at = max(figure.high, figure.median, 1)
         axes.annotate(
             text, (at, y), xytext=(3, 0), textcoords="offset points", va="center", fontsize=7
@@ -163,7 +164,7 @@ def _vcpus(result: Result) -> Callable[[Any], None]:
         left.plot(counts, ideal, ":", color="black", label=f"as {cores} cores allow")
         left.set_ylabel("throughput, times one vCPU")
         left.set_title(f"Throughput, threaded engine, {cores} cores")
-        left.legend(loc="lower right")
+        left.legend(loc="upper left")
         _curve(right, counts, result.of("vcpus", "pause"), "pause", _COLOURS[1], "-")
         right.set_ylabel("milliseconds")
         right.set_title("Pause to switch the function tracer")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from dynftrace_emu.bench.figures import Figure, Result
     from dynftrace_emu.bench.goals import Outcome
 
-__all__ = ["Table", "markdown", "tables"]
+__all__ = ["Table", "markdown", "ratio_text", "tables"]
 
 _WHAT = {mode.name: mode.what for mode in MODES}
 _DASH = "-"
@@ -57,12 +57,13 @@ def _number(value: float) -> str:
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 
-def _ratio(value: float) -> str:
+def ratio_text(value: float) -> str:
+    """A ratio to the build without calls: near 1 with more digits."""
     return f"{value:.3f}" if value < 2 else _number(value)
 
 
 def _range(figure: Figure) -> str:
-    return f"{_ratio(figure.low)} - {_ratio(figure.high)}"
+    return f"{ratio_text(figure.low)} - {ratio_text(figure.high)}"
 
 
 class _Cells:
@@ -92,7 +93,7 @@ def _modes(result: Result, workload: str) -> Table:
         rows.append(
             (
                 _WHAT.get(subject, subject),
-                _ratio(ratio.median),
+                ratio_text(ratio.median),
                 _range(ratio),
                 cells.median(subject, "time"),
                 cells.median(subject, "events"),
@@ -189,7 +190,11 @@ def _vcpus(result: Result) -> Table:
             (
                 subject,
                 cells.median(subject, "throughput"),
-                *((_DASH, _DASH) if scaling is None else (_ratio(scaling.median), _range(scaling))),
+                *(
+                    (_DASH, _DASH)
+                    if scaling is None
+                    else (ratio_text(scaling.median), _range(scaling))
+                ),
                 cells.median(subject, "pause"),
             )
         )
@@ -221,7 +226,7 @@ def _goals(goals: Sequence[Outcome]) -> Table:
     for outcome in goals:
         goal = outcome.goal
         unit = "" if goal.unit == "x" else f" {goal.unit}"
-        show = _ratio if goal.unit == "x" else _number
+        show = ratio_text if goal.unit == "x" else _number
         bound = f"{'>=' if goal.at_least else '<='} {goal.bound:g}{unit}"
         verdict = "reached" if outcome.reached else "not reached"
         rows.append((goal.what, bound, f"{show(outcome.value)}{unit}", verdict))
