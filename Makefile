@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # Options for the jobs below, as in: make run ARGS="--seconds 10 --tracing 3:6"
 ARGS ?=
 
-.PHONY: run test tools lint format bench wheel-check clean
+.PHONY: run test tools lint format bench bench-check bench-baseline bench-docs wheel-check clean
 
 run: $(STAMP)
 	@$(BIN)/dynftrace-emu run $(ARGS)
@@ -28,9 +28,20 @@ format: $(STAMP)
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-# How fast the kernel runs without calls, with calls never patched, and patched.
+# What tracing costs: make bench ARGS=--quick
 bench: $(STAMP)
-	@$(BIN)/python examples/compare_variants.py $(ARGS)
+	@$(BIN)/dynftrace-emu bench $(ARGS)
+
+# No mode may take more instructions than it did; bench-baseline says that what it takes now is right.
+bench-check: $(STAMP)
+	@$(BIN)/dynftrace-emu bench --only instructions --compare tests/bench/instructions.json $(ARGS)
+
+bench-baseline: $(STAMP)
+	@$(BIN)/dynftrace-emu bench --only instructions --json tests/bench/instructions.json
+
+# The tables and the picture in docs/benchmark.md.
+bench-docs: $(STAMP)
+	@$(BIN)/dynftrace-emu bench --markdown docs/benchmark.md --plot docs/benchmark.svg $(ARGS)
 
 # The wheel, installed apart from this tree, runs.
 wheel-check: $(STAMP)

@@ -125,13 +125,23 @@ def _measure(variant: str, records: int) -> list[float]:
     if variant == "dynamic":
         ftrace = DynamicFtrace(kernel, boot_records=records)
     kernel.machine.run()
-    if ftrace is not None and ftrace.recorded != records:
-        raise CheckFailed(f"{ftrace.recorded} of {records} sites were recorded")
+    if ftrace is not None:
+        _check(ftrace.recorded, kernel.total("skipped_no_slot"), records)
     times: NDArray[np.uint64] = kernel.machine.memory.view(
         kernel.image.address("times"), "<u8", 4 * PASSES
     ).reshape(-1, 2)
     passes = (times[:, 1] - times[:, 0]) * (rate.ns_per_count() / (1 << 32)) / FUNCTIONS
     return [float(value) for value in passes]
+
+
+def _check(recorded: int, skipped: int, records: int) -> None:
+    """Every site is recorded, or every call behind the initcall is skipped."""
+    expected = (FUNCTIONS, 0) if records else (0, FUNCTIONS * PASSES)
+    if (recorded, skipped) != expected:
+        raise CheckFailed(
+            f"with {records} records {recorded} sites were recorded and {skipped} calls skipped, "
+            f"not {expected[0]} and {expected[1]}"
+        )
 
 
 @cache

@@ -145,8 +145,8 @@ def write(
 def _write_markdown(result: Result, path: Path) -> None:
     from dynftrace_emu.bench.tables import markdown
 
-    before, after = _around(path) if path.exists() else ("", "")
-    path.write_text(f"{before}{BEGIN}\n\n{markdown(result)}\n{END}\n{after}")
+    before, after = _around(path) if path.exists() else ("", "\n")
+    path.write_text(f"{before}{BEGIN}\n\n{markdown(result)}\n{END}{after}")
 
 
 def _around(path: Path) -> tuple[str, str]:
@@ -158,4 +158,4 @@ def _around(path: Path) -> tuple[str, str]:
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise OptionError(f"--markdown {path}: it has no lines {BEGIN} and {END} to write between")
     before, _, rest = text.partition(BEGIN)
-    return before, rest.partition(END)[2].lstrip("\n")
+    return before, rest.partition(END)[2]
