@@ -37,6 +37,8 @@ def show_console(traced: Run, *, verbose: bool, as_json: bool) -> None:
         traced.machine.console.on_line = lambda _, line: click.echo(line, err=as_json)
     elif verbose:
         traced.machine.console.on_line = print_console
+
+
 class Interruptible(Protocol):
     """What can be told to end soon, from a signal handler."""
 
