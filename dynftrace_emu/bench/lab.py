@@ -77,17 +77,24 @@ class Lab:
         """Drop what :meth:`image` has kept: the large ones take much memory."""
         self._images.clear()
 
-    @contextmanager
-    def machine(self, options: RunOptions, writes: Sequence[str] = ()) -> Iterator[Run]:
-        """A fresh machine, ready to run; the one before is gone by then.
+    def make(self, options: RunOptions, writes: Sequence[str] = ()) -> Run:
+        """A fresh machine, ready to run; those that nobody needs any more are gone by then.
 
         :param writes: to control files, before the first instruction.
-        :raises CheckFailed: it broke a rule while it ran.
         """
         gc.collect()  # engines and guest memory lie in cycles
         options = replace(options, set=tuple(writes))
         run = Run(options, image=self.image(options.image, options.variant))
         Controls(run)
+        return run
+
+    @contextmanager
+    def machine(self, options: RunOptions, writes: Sequence[str] = ()) -> Iterator[Run]:
+        """The same, for a while.
+
+        :raises CheckFailed: it broke a rule while it ran.
+        """
+        run = self.make(options, writes)
         yield run
         if violations := run.violations():
             raise CheckFailed(violations[0])

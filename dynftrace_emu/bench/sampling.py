@@ -90,15 +90,11 @@ class Sampler:
 
 
 class Reference:
-    """What the workload's checksum is after so many iterations, from a kernel without calls.
-
-    :raises CheckFailed: the image has no iterations to be counted.
-    """
+    """What the workload's checksum is after so many iterations, from a kernel without calls."""
 
     def __init__(self, lab: Lab, image: str, workload: str | None) -> None:
         self._lab, self._checksums = lab, dict[int, int]()
-        with lab.machine(YARDSTICK.options(image, workload, 1, 0)) as run:
-            self._run = run
+        self._run = run = lab.make(YARDSTICK.options(image, workload, 1, 0))
         vcpu = run.machine.vcpus[0]
         vcpu.hook_instruction(run.image.address(ITERATION_START), self._keep)
 

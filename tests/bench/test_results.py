@@ -83,6 +83,13 @@ def test_goals_of_what_was_not_measured_are_not_shown() -> None:
     assert len(list(outcomes(result_of(EVERYTHING)))) < len(GOALS)
 
 
+def test_goals_of_the_mini_kernel_are_not_another_kernels() -> None:
+    result = result_of(EVERYTHING)
+    result.image = "synthetic:200"
+    found = {outcome.goal.figure.partition("/")[0] for outcome in outcomes(result)}
+    assert found == {"patching"}
+
+
 def test_every_goal_names_figures_that_are_measured() -> None:
     """A figure's name that changes must not make a goal disappear."""
     from dynftrace_emu.bench.modes import MODE_NAMES
