@@ -84,7 +84,7 @@ class Outcome:
 
 
 def outcomes(result: Result) -> Iterator[Outcome]:
-    """Of every goal whose figures were measured; all but those of patching are the mini-kernel's."""
+    """Of every goal whose figures were measured; those of patching alone are of any kernel."""
     for goal in GOALS:
         if result.image != "mini-kernel" and not goal.figure.startswith("patching/"):
             continue

@@ -126,3 +126,21 @@ def test_filters_are_written_before_the_tracer() -> None:
     everything = Choice(("f",), ())
     assert not everything.allows(BY_NAME["function-one"])
     assert everything.allows(BY_NAME["function"])
+
+
+def test_a_mode_that_does_other_work_ends_the_bench(lab, monkeypatch) -> None:
+    """What was measured before is kept."""
+    made = lab.make
+
+    def make(wanted, writes=()):
+        run = made(wanted, writes)
+        if wanted.variant == "static":  # somebody meddles with its results
+            run.kernel.pcpu(0)["checksum"][0] = 1
+        return run
+
+    monkeypatch.setattr(lab, "make", make)
+    plan = small_plan(lab, modes=["static", "patched-jmp"], workloads=["leaf"])
+    result = Result("mini-kernel")
+    with pytest.raises(CheckFailed, match="static, leaf does not do the same work: after"):
+        measure_modes(lab, plan, result)
+    assert result.subjects("modes", "leaf") == ["none"]
