@@ -56,10 +56,10 @@ class Comparison:
             verdict = "worse" if move in worse else "better" if move.percent < 0 else "tolerated"
             values = f"{move.old:.4f} -> {move.new:.4f}"
             yield f"{move.figure}: {values} ({move.percent:+.2f} %, {verdict})"
-        for figure in self.only_old:
-            yield f"{figure}: not measured now"
-        for figure in self.only_new:
-            yield f"{figure}: not measured then"
+        for figures, when in ((self.only_old, "now"), (self.only_new, "then")):
+            if figures:
+                names = (figure.removesuffix("/ratio") for figure in figures)
+                yield f"not measured {when}: {', '.join(names)}"
         unmoved = len(self.moves) - len(list(self.moved()))
         yield f"{len(self.moves)} ratios compared: {unmoved} the same, {len(worse)} worse"
 

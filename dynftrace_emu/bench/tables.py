@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dynftrace_emu.bench.goals import outcomes
-from dynftrace_emu.bench.modes import MODES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Table", "markdown", "ratio_text", "tables"]
 
-_WHAT = {mode.name: mode.what for mode in MODES}
 _DASH = "-"
 
 
@@ -92,7 +90,7 @@ def _modes(result: Result, workload: str) -> Table:
         assert ratio is not None
         rows.append(
             (
-                _WHAT.get(subject, subject),
+                subject,
                 ratio_text(ratio.median),
                 _range(ratio),
                 cells.median(subject, "time"),
@@ -103,7 +101,7 @@ def _modes(result: Result, workload: str) -> Table:
     rounds = max(len(f.values) for f in result.of("modes", "ratio", workload))
     return Table(
         f"Time for the same work, workload {workload}",
-        ("mode", "x none", "min - max", "us/iteration", "events/iteration", "ns/event"),
+        ("mode", "x none", "min - max", "us/iter.", "events/iter.", "ns/event"),
         tuple(rows),
         f"x none: the median of {rounds} rounds' ratios to the build without calls. CPU time of "
         "one vCPU. ns/event: what an event adds to the build without calls.",
@@ -118,15 +116,15 @@ def _instructions(result: Result) -> Table:
     )
     rows = []
     for subject in subjects:
-        row = [_WHAT.get(subject, subject)]
+        row = [subject]
         for cells in by_workload:
             ratio = cells.get(subject, "ratio")
             row.append(_DASH if ratio is None else f"{ratio.median:.4f}")
         row += [cells.median(subject, "added") for cells in by_workload[:1]]
         rows.append(tuple(row))
     return Table(
-        "Instructions for the same work, exactly",
-        ("mode", *(f"x none, {name}" for name in workloads), f"per event, {workloads[0]}"),
+        "Instructions for the same work, times none, exactly",
+        ("mode", *workloads, f"per event, {workloads[0]}"),
         tuple(rows),
         "Counted by the deterministic engine, in which the function tracer always takes its "
         "general path. Per event: what an event adds to the build without calls.",
@@ -157,8 +155,8 @@ def _patching(result: Result) -> Table:
     for name, quantity in (("memory, MiB", "memory"), ("of it record pages, MiB", "records")):
         rows.append((name, *(cells.median(subject, quantity) for subject in subjects)))
     return Table(
-        "Patching at scale, in ms (medians; 2 vCPUs, function tracer)",
-        ("", *subjects),
+        "Patching synthetic:N, in ms (medians; 2 vCPUs, function tracer)",
+        ("N", *_sizes(subjects)),
         tuple(rows),
         "Re-translation: what the next two iterations, which call every function, take beyond two "
         "before. Record all: what the first iteration takes beyond one without calls.",
@@ -178,7 +176,11 @@ def _patching_per_site(result: Result) -> Table:
             ("re-translation after enabling", "after_enable"),
         )
     ]
-    return Table("The same a site, in us", ("", *subjects), tuple(rows))
+    return Table("The same a site, in us", ("N", *_sizes(subjects)), tuple(rows))
+
+
+def _sizes(subjects: Sequence[str]) -> Iterator[str]:
+    return (f"{int(subject.partition(':')[2]):,}" for subject in subjects)
 
 
 def _vcpus(result: Result) -> Table:

@@ -116,7 +116,7 @@ def _rich(table: Table) -> RichTable:
 
     drawn = RichTable(title=table.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(table.columns):
-        drawn.add_column(column, justify="right" if index else "left")
+        drawn.add_column(column, justify="right" if index else "left", no_wrap=True)
     for row in table.rows:
         drawn.add_row(*row)
     return drawn

@@ -25,8 +25,8 @@ def test_each_row_of_modes_says_ratio_range_and_cost() -> None:
         if table.title.endswith("workload default")
         for row in table.rows
     }
-    assert rows["sites are jumps"] == ("1.020", "1.010 - 1.050", "110", "-", "-")
-    assert rows["function tracer, all sites"] == ("2.50", "2.00 - 3.00", "-", "-", "70.0")
+    assert rows["patched-jmp"] == ("1.020", "1.010 - 1.050", "110", "-", "-")
+    assert rows["function"] == ("2.50", "2.00 - 3.00", "-", "-", "70.0")
 
 
 def test_every_kind_has_its_table_and_the_goals_come_last() -> None:
@@ -34,8 +34,8 @@ def test_every_kind_has_its_table_and_the_goals_come_last() -> None:
     assert titles == [
         "Time for the same work, workload default",
         "Time for the same work, workload leaf",
-        "Instructions for the same work, exactly",
-        "Patching at scale, in ms (medians; 2 vCPUs, function tracer)",
+        "Instructions for the same work, times none, exactly",
+        "Patching synthetic:N, in ms (medians; 2 vCPUs, function tracer)",
         "The same a site, in us",
         "vCPUs, threaded engine, 2 cores",
         "What a call costs before it is patched",
@@ -61,7 +61,7 @@ def test_markdown_says_where_it_was_measured_and_holds_every_table() -> None:
     text = markdown(result_of(EVERYTHING, notes=["left out"]))
     assert text.startswith("2026-01-02, a CPU, 2 cores, Linux 6.1; dynftrace-emu 0, unicorn 2.1.4;")
     assert text.count("\n### ") == 8
-    assert "| sites are jumps | 1.020 | 1.010 - 1.050 | 110 | - | - |" in text
+    assert "| patched-jmp | 1.020 | 1.010 - 1.050 | 110 | - | - |" in text
     assert text.endswith("- left out\n")
 
 
