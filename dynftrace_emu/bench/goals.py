@@ -36,7 +36,7 @@ GOALS = (
     Goal("patched jmp / none, leaf-call loop", "modes/leaf/patched-jmp/ratio", 1.15, "x"),
     Goal("function tracer, added an event", "modes/default/function/added", 75, "ns"),
     Goal(
-        "the same / Python hook on each function's entry",
+        "the same / Python hook on entries",
         "modes/default/function/added",
         1 / 8,
         "x",

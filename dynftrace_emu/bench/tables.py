@@ -155,11 +155,12 @@ def _patching(result: Result) -> Table:
     for name, quantity in (("memory, MiB", "memory"), ("of it record pages, MiB", "records")):
         rows.append((name, *(cells.median(subject, quantity) for subject in subjects)))
     return Table(
-        "Patching synthetic:N, in ms (medians; 2 vCPUs, function tracer)",
+        "Patching synthetic:N, in ms",
         ("N", *_sizes(subjects)),
         tuple(rows),
-        "Re-translation: what the next two iterations, which call every function, take beyond two "
-        "before. Record all: what the first iteration takes beyond one without calls.",
+        "Medians; 2 vCPUs, function tracer. Re-translation: what the next two iterations, which "
+        "call every function, take beyond two before. Record all: what the first iteration takes "
+        "beyond one without calls.",
     )
 
 
@@ -230,9 +231,9 @@ def _goals(goals: Sequence[Outcome]) -> Table:
         unit = "" if goal.unit == "x" else f" {goal.unit}"
         show = ratio_text if goal.unit == "x" else _number
         bound = f"{'>=' if goal.at_least else '<='} {goal.bound:g}{unit}"
-        verdict = "reached" if outcome.reached else "not reached"
+        verdict = "yes" if outcome.reached else "no"
         rows.append((goal.what, bound, f"{show(outcome.value)}{unit}", verdict))
-    return Table("Goals", ("figure", "goal", "measured", ""), tuple(rows))
+    return Table("Goals", ("figure", "goal", "measured", "reached"), tuple(rows))
 
 
 def markdown(result: Result) -> str:

@@ -73,7 +73,7 @@ def test_a_goal_is_reached_up_to_its_bound() -> None:
 def test_a_goal_may_be_of_two_figures() -> None:
     figures = {"modes/default/function/added": (70.0,), "modes/default/hook-entry/added": (500.0,)}
     found = {outcome.goal.what: outcome for outcome in outcomes(result_of(figures))}
-    outcome = found["the same / Python hook on each function's entry"]
+    outcome = found["the same / Python hook on entries"]
     assert outcome.value == pytest.approx(0.14)
     assert not outcome.reached
 
