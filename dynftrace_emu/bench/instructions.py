@@ -11,10 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from dynftrace_emu.bench.choice import Choice, choose
 from dynftrace_emu.bench.figures import Figure
 from dynftrace_emu.bench.lab import CheckFailed
-from dynftrace_emu.bench.modes import PASS_S, YARDSTICK, Choice, Mode
-from dynftrace_emu.bench.throughput import choose
+from dynftrace_emu.bench.modes import PASS_S, YARDSTICK, Mode
 from dynftrace_emu.ftrace.options import EngineName
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from dynftrace_emu.ftrace.options import EngineName, RunOptions
 if TYPE_CHECKING:
     from dynftrace_emu.kernel.image import KernelImage
 
-__all__ = ["MODES", "MODE_NAMES", "YARDSTICK", "Choice", "Filter", "Hook", "Mode"]
+__all__ = ["MODES", "MODE_NAMES", "YARDSTICK", "Filter", "Hook", "Mode", "traceable"]
 
 NEVER_S = 1e6
 """A period of the daemon in which it does not wake up."""
@@ -113,32 +113,6 @@ MODES: tuple[Mode, ...] = (
     ),
 )
 MODE_NAMES = tuple(mode.name for mode in MODES)
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """What the filters of the modes come to, for one image and workload."""
-
-    called: tuple[str, ...]
-    """The traceable functions that the workload calls, by address."""
-    not_called: tuple[str, ...]
-    """The others."""
-
-    def allows(self, mode: Mode) -> bool:
-        """Whether there is something to choose: a workload may call every function."""
-        return mode.filter is not Filter.UNRELATED or bool(self.not_called)
-
-    def writes(self, mode: Mode) -> tuple[str, ...]:
-        """What is written to control files before the run, as ``run --set`` has it."""
-        if not mode.tracer:
-            return ()
-        functions = {
-            Filter.ALL: (),
-            Filter.UNRELATED: self.not_called[:1],
-            Filter.TENTH: self.called[::10],
-        }[mode.filter]
-        chosen = (f"set_ftrace_filter={' '.join(functions)}",) if functions else ()
-        return (*chosen, f"current_tracer={mode.tracer}")
 
 
 def traceable(image: KernelImage) -> list[str]:

@@ -10,8 +10,9 @@ from collections import defaultdict
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from dynftrace_emu.bench.choice import Choice, choose
 from dynftrace_emu.bench.figures import Figure
-from dynftrace_emu.bench.modes import MODES, YARDSTICK, Choice, Mode, traceable
+from dynftrace_emu.bench.modes import YARDSTICK, Mode
 from dynftrace_emu.bench.neighbours import install_hook
 from dynftrace_emu.bench.sampling import Reference, Sampler
 
@@ -23,10 +24,9 @@ if TYPE_CHECKING:
     from dynftrace_emu.bench.plan import Plan
     from dynftrace_emu.ftrace.run import Run
 
-__all__ = ["KIND", "Sample", "choose", "estimate", "measure_modes"]
+__all__ = ["KIND", "Sample", "estimate", "measure_modes"]
 
 KIND = "modes"
-_RECORDING = next(mode for mode in MODES if mode.name == "recording")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,20 +83,6 @@ def _measure_workload(
         for mode in [*modes[turn:], *modes[:turn]]:
             lab.step(plan.window_s + plan.warm_up_s, f"{workload}: {mode.name}, round {number + 1}")
             samples[mode.name][number] = _measure(lab, plan, workload, mode, choice, reference)
-
-
-def choose(lab: Lab, plan: Plan, workload: str) -> Choice:
-    """Which functions a workload calls: the recorder knows."""
-    image = lab.image(plan.image, "dynamic")
-    options = _RECORDING.options(plan.image, workload, 1, len(image.call_sites))
-    with lab.machine(options) as run:
-        lab.settle(run, plan.warm_up_s)
-        assert run.dynamic is not None
-        sites = set(run.dynamic.arch.sites().tolist())
-    names = dict(zip(image.call_sites.tolist(), traceable(image), strict=True))
-    called = tuple(name for site, name in names.items() if site in sites)
-    not_called = tuple(name for site, name in names.items() if site not in sites)
-    return Choice(called, not_called)
 
 
 def _measure(

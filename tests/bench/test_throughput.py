@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 
+from dynftrace_emu.bench.choice import Choice, choose
 from dynftrace_emu.bench.figures import Result
 from dynftrace_emu.bench.lab import CheckFailed, Interrupted
-from dynftrace_emu.bench.modes import MODES, Choice
+from dynftrace_emu.bench.modes import MODES
 from dynftrace_emu.bench.sampling import Point, Reference, Sampler
-from dynftrace_emu.bench.throughput import Sample, choose, measure_modes
+from dynftrace_emu.bench.throughput import Sample, measure_modes
 from tests.bench.conftest import small_plan
 
 BY_NAME = {mode.name: mode for mode in MODES}
@@ -113,6 +114,7 @@ def test_functions_that_a_workload_calls_are_told_from_the_others(lab) -> None:
     assert "compute_step" in choice.called
     assert "leaf_mix" in choice.not_called
     assert not set(choice.called) & set(choice.not_called)
+    assert choose(lab, small_plan(lab), "compute") == choice  # a baseline of counts relies on it
 
 
 def test_filters_are_written_before_the_tracer() -> None:
