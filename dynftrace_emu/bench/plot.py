@@ -136,15 +136,15 @@ def _bars(
 def _sites(result: Result) -> Callable[[Any], None]:
     def draw(part: Any) -> None:
         axes = part.subplots()
+        sizes = [int(subject.partition(":")[2]) for subject in result.subjects("patching")]
         for (quantity, label, style), colour in zip(_CURVES, _COLOURS, strict=True):
-            figures = result.of("patching", quantity)
-            sizes = [int(figure.subject.partition(":")[2]) for figure in figures]
-            _curve(axes, sizes, figures, label, colour, style)
+            _curve(axes, sizes, result.of("patching", quantity), label, colour, style)
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_xlabel("call sites")
         axes.set_ylabel("milliseconds")
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+        axes.minorticks_off()
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
         axes.set_title("Switching every site of a running kernel, 2 vCPUs")
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
@@ -164,13 +164,13 @@ def _vcpus(result: Result) -> Callable[[Any], None]:
         left.plot(counts, ideal, ":", color="black", label=f"as {cores} cores allow")
         left.set_ylabel("throughput, times one vCPU")
         left.set_title(f"Throughput, threaded engine, {cores} cores")
-        left.legend(loc="upper left")
+        left.legend(loc="upper center", ncols=2)
         _curve(right, counts, result.of("vcpus", "pause"), "pause", _COLOURS[1], "-")
         right.set_ylabel("milliseconds")
         right.set_title("Pause to switch the function tracer")
         for axes in (left, right):
             axes.set_xticks(counts, [str(count) for count in counts])
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, axes.get_ylim()[1] * 1.2)  # room for the legend
             axes.set_xlabel("vCPUs")
             axes.grid(alpha=0.3)
 

@@ -238,13 +238,7 @@ def _goals(goals: Sequence[Outcome]) -> Table:
 
 def markdown(result: Result) -> str:
     """All tables for a Markdown file, with where and with what they were made."""
-    machine, versions = result.environment["machine"], result.environment["versions"]
-    parts = [
-        f"{result.environment['time'][:10]}, {machine['cpu']}, {machine['cores']} cores, Linux "
-        f"{machine['kernel']}; "
-        + ", ".join(f"{name} {version}" for name, version in versions.items())
-        + f"; image {result.image}."
-    ]
+    parts = [_made_with(result)]
     for table in tables(result):
         parts.append(f"### {table.title}")
         parts.append("\n".join(_markdown_rows(table)))
@@ -252,6 +246,17 @@ def markdown(result: Result) -> str:
             parts.append(table.note)
     parts += [f"- {note}" for note in result.notes]
     return "\n\n".join(parts) + "\n"
+
+
+def _made_with(result: Result) -> str:
+    environment = result.environment
+    machine = environment["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
+    return (
+        f"{environment['time'][:10]}, {machine['cpu']}, {machine['cores']} cores, Linux "
+        f"{machine['kernel']}, load {machine['load_before']} when it began; {versions}; image "
+        f"{result.image}."
+    )
 
 
 def _markdown_rows(table: Table) -> Iterator[str]:

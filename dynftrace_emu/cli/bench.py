@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["bench"]
 
 INTERRUPTED = 130
-_OUTPUT = click.Path(dir_okay=False, path_type=Path, allow_dash=True)
+_OUTPUT = click.Path(dir_okay=False, path_type=Path)
+_OUTPUT_OR_DASH = click.Path(dir_okay=False, path_type=Path, allow_dash=True)
 _INPUT = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
@@ -34,7 +35,10 @@ _INPUT = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--workload", "workloads", multiple=True, metavar="NAME", help="Only this workload.")
 @click.option("--rounds", type=int, metavar="N", help="So many rounds of everything.")
 @click.option(
-    "--json", "json_file", type=_OUTPUT, help="Write one JSON document; - prints it, and no tables."
+    "--json",
+    "json_file",
+    type=_OUTPUT_OR_DASH,
+    help="Write one JSON document; - prints it, and no tables.",
 )
 @click.option("--plot", "plot_file", type=_OUTPUT, help="Draw it, as .svg or .png.")
 @click.option(

@@ -33,7 +33,7 @@ def result_of(figures: dict[str, tuple[float, ...]], **options) -> Result:
     """A result with figures by id; exact where they are of instructions."""
     environment = {
         "time": "2026-01-02T03:04:05+00:00",
-        "machine": {"cpu": "a CPU", "cores": 2, "kernel": "6.1"},
+        "machine": {"cpu": "a CPU", "cores": 2, "kernel": "6.1", "load_before": 0.1},
         "versions": {"dynftrace-emu": "0", "unicorn": "2.1.4"},
     }
     made = [_figure(name, values) for name, values in figures.items()]

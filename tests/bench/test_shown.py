@@ -59,7 +59,9 @@ def test_nothing_measured_is_no_table() -> None:
 
 def test_markdown_says_where_it_was_measured_and_holds_every_table() -> None:
     text = markdown(result_of(EVERYTHING, notes=["left out"]))
-    assert text.startswith("2026-01-02, a CPU, 2 cores, Linux 6.1; dynftrace-emu 0, unicorn 2.1.4;")
+    assert text.startswith(
+        "2026-01-02, a CPU, 2 cores, Linux 6.1, load 0.1 when it began; dynftrace-emu 0, unicorn 2"
+    )
     assert text.count("\n### ") == 8
     assert "| patched-jmp | 1.020 | 1.010 - 1.050 | 110 | - | - |" in text
     assert text.endswith("- left out\n")
