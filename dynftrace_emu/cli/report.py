@@ -65,7 +65,7 @@ def report(
     if image is not None and not show_lines:
         raise OptionError("--image is for --lines")
     source = open_trace(file)
-    places = image_of(source.info.image, file, image) if show_lines else None
+    places = image_of(source.info, file, image) if show_lines else None
     in_names = None if what is None else places  # text and events have places of their own
     if not no_demangle or in_names is not None:
         source = ReadableTrace(source, in_names, demangled=not no_demangle)

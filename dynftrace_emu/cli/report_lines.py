@@ -11,19 +11,23 @@ from dynftrace_emu.errors import ImageError, OptionError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from dynftrace_emu.export.trace_source import ImageNote
+    from dynftrace_emu.export.trace_source import TraceInfo
     from dynftrace_emu.kernel.image import KernelImage
 
 __all__ = ["image_of"]
 
 
-def image_of(note: ImageNote | None, trace: Path, argument: str | None) -> KernelImage:
+def image_of(info: TraceInfo, trace: Path, argument: str | None) -> KernelImage:
     """The image that ``argument`` names, or else the one that the trace says it is of.
 
-    :raises OptionError: neither does, or the image is not where it was.
+    :raises OptionError: neither does, or the image is not where it was, or the trace has names
+        only.
     """
     from dynftrace_emu.kernel.mini_kernel import load_image
 
+    note = info.image
+    if not info.has_addresses:
+        raise OptionError(f"--lines: {trace} holds names and no addresses: take the trace.dat")
     if argument is None and note is None:
         raise OptionError(f"--lines: {trace} does not say what was traced: say it with --image")
     variant = note.variant if note is not None else "dynamic"

@@ -150,7 +150,8 @@ class _Reader:
         names = [name for name in self.processes.values() if name.startswith("CPU ")]
         nr_cpus = 1 + max((int(name.removeprefix("CPU ")) for name in names), default=0)
         tracer = "function_graph" if self.timed else "function"
-        info = TraceInfo(tracer, nr_cpus, "local", SymbolTable(functions), self.comms)
+        symbols = SymbolTable(functions)
+        info = TraceInfo(tracer, nr_cpus, "local", symbols, self.comms, has_addresses=False)
         return JsonTrace(info, self.host, Events(table, tuple(self.payloads)))
 
 

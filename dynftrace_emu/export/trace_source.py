@@ -63,6 +63,7 @@ class TraceInfo:
     symbols: SymbolTable = field(default_factory=SymbolTable)
     comms: Mapping[int, str] = field(default_factory=dict)  # by pid
     image: ImageNote | None = None  # if it is known
+    has_addresses: bool = True  # False: the file had names alone, addresses are made up
 
     def comm(self, pid: int) -> str:
         """A task's name, as trace text shows it."""

@@ -126,7 +126,9 @@ class Run:
 
     def _make_engine(self, machine: Machine) -> Engine:
         if self.options.engine is EngineName.THREADED:
-            return ThreadedEngine(machine)
+            # An ELF image need never turn interrupts on.
+            park = Park.PREEMPTIBLE if self.image.elf is None else Park.ANYWHERE
+            return ThreadedEngine(machine, park=park)
         return DeterministicEngine(
             machine,
             seed=self.options.seed,

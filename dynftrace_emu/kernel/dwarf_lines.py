@@ -96,7 +96,7 @@ def _file_names(header: Any) -> list[str]:
         index = (entry.dir_index or 0) - first
         # Directory 0 is the unit's own.
         folder = directories[index] if (0 if first else 1) <= index < len(directories) else ""
-        names.append(posixpath.join(folder, _text(entry.name)))
+        names.append(posixpath.join(folder, _text(entry.name)).removeprefix("./"))
     return names
 
 

@@ -25,7 +25,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from dynftrace_emu.errors import GuestExit, NativeHookError, StopMachineTimeout
-from dynftrace_emu.machine.engine import Engine, Kthread, RunEnd, VCpuState
+from dynftrace_emu.machine.engine import Engine, Kthread, Park, RunEnd, VCpuState
 from dynftrace_emu.machine.exits import Exit, ExitReason
 from dynftrace_emu.machine.hostthreads import HostThreads
 from dynftrace_emu.machine.hypercalls import Request
@@ -81,8 +81,9 @@ class ThreadedEngine(Engine):
 
     name = "threaded"
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, *, park: Park = Park.PREEMPTIBLE) -> None:
         super().__init__(machine)
+        self.park_rule = park
         self._cond = threading.Condition()
         self._slots = [_Slot(vcpu) for vcpu in machine.vcpus]
         self._phase = _Phase.RUNNING
@@ -256,13 +257,29 @@ class ThreadedEngine(Engine):
     def _vcpu_main(self, slot: _Slot) -> None:
         try:
             while self._may_run(slot):
-                at_once = _NOTHING if slot.vcpu.nmi.blocked else Request.NMI
-                self._after(slot, slot.vcpu.run(grace=slot.grace, at_once=at_once))
+                exit_ = slot.vcpu.run(grace=slot.grace, at_once=self._at_once(slot.vcpu))
+                self._after(slot, exit_)
         except BaseException as error:  # noqa: BLE001 - handed on to run(), whatever it is
             with self._cond:
                 slot.state = VCpuState.DONE if slot.lost else slot.state
             if not slot.lost:
                 self._fail(error)
+
+    def _at_once(self, vcpu: VCpu) -> Request:
+        """What a gate need not wait with until interrupts are on."""
+        nmi = _NOTHING if vcpu.nmi.blocked else Request.NMI
+        return nmi | (Request.STOP if self.park_rule is Park.ANYWHERE else _NOTHING)
+
+    def _may_park(self, vcpu: VCpu) -> bool:
+        """Whether a stop may find it here.
+
+        Under the rule *anywhere* too it is not stopped while it uses what a stop may change: it
+        could not be stepped out.
+        """
+        if self.park_rule is Park.PREEMPTIBLE:
+            return self.is_preemptible(vcpu)
+        word = self.machine.words[vcpu.index].preempt_count
+        return word is None or not word[0]
 
     def _may_run(self, slot: _Slot) -> bool:
         with self._cond:
@@ -321,7 +338,7 @@ class ThreadedEngine(Engine):
                     return
                 if self._take_nmi(slot):
                     return
-                if Request.STOP not in slot.requests or not self.is_preemptible(vcpu):
+                if Request.STOP not in slot.requests or not self._may_park(vcpu):
                     break
                 self._park_here(slot)
             slot.state = VCpuState.RUNNING
@@ -339,12 +356,13 @@ class ThreadedEngine(Engine):
                 raise self.dead_cpu(vcpu)
             self._set_state(slot, VCpuState.DONE)
             return
+        may_park = vcpu.interrupts_on or self.park_rule is Park.ANYWHERE
         with self._cond:
             while True:
                 if self._finishing:
                     slot.state = VCpuState.PARKED
                     return
-                if Request.STOP in slot.requests and vcpu.interrupts_on:
+                if Request.STOP in slot.requests and may_park:
                     if self._may_take_nmi(slot):
                         vcpu.rip -= 1  # back to the hlt: it parks there again
                         self._take_nmi(slot)

@@ -200,7 +200,7 @@ def test_two_vcpus_need_an_image_without_lock_prefixes_in_the_threaded_engine(
     image = write_image(tmp_path, locked)
     result = cli("run", image, *THREADED, "--vcpus", "2")
     assert result.code == 2
-    assert "first at culprit+0x0" in result.err
+    assert "the first is at culprit+0x0" in result.err
     assert cli("run", image, *THREADED, "--vcpus", "1").code == 0
 
 
