@@ -117,7 +117,8 @@ class StopMachineTimeout(DynftraceError):
 
     hint = (
         "A vCPU parks with interrupts on and preempt count 0; in the threaded engine only at a "
-        "safepoint. Look for a loop with interrupts off, or without cond_resched."
+        "safepoint, if the guest has any. Look for a loop with interrupts off, or without "
+        "cond_resched."
     )
 
     def __init__(self, vcpu: int, rip: int, why: str) -> None:

@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 missing=()
-for package in trace-cmd uftrace chromium npm; do
+for package in trace-cmd uftrace chromium npm gcc g++; do
     command -v "$package" >/dev/null || missing+=("$package")
 done
 if ((${#missing[@]})); then

@@ -135,12 +135,17 @@ def _show(shown: dict[str, str]) -> None:
 def _named(traced: Run, failure: DynftraceError) -> str:
     """The error in one line, with the place as a symbol where it has one."""
     if isinstance(failure, StopMachineTimeout):
-        where = traced.image.symbolize(failure.rip)
+        where = _place(traced, failure.rip)
         return f"stop_machine: vCPU {failure.vcpu} did not park, it is at {where}: {failure.why}"
     if isinstance(failure, GuestFault):
-        where = traced.image.symbolize(failure.rip)
+        where = _place(traced, failure.rip)
         return f"vCPU {failure.vcpu}: {failure.what}, at {where}"
     return str(failure)
+
+
+def _place(traced: Run, ip: int) -> str:
+    line = traced.image.source_line(ip)
+    return traced.image.symbolize(ip) + (f" ({line})" if line else "")
 
 
 def _report(traced: Run, failure: DynftraceError) -> None:

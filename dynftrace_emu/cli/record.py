@@ -115,9 +115,9 @@ def _execute(options: RunOptions, output: Path, *, as_json: bool, verbose: bool)
     with ExitStack() as stack:
         view = None if as_json else stack.enter_context(TickView(options.vcpus))
         traced = Run(options, on_tick=view.show if view else None)
+        controls = Controls(traced)
         if traced.note:
             click.echo(f"note: {traced.note}", err=True)
-        controls = Controls(traced)
         recorder = Recorder(traced, target)
         show_console(traced, verbose=verbose, as_json=as_json)
         recorded: list[RecordedCpu] = []

@@ -104,10 +104,10 @@ def _execute(options: RunOptions, digest: str | None, shown: _Shown) -> int:
     with ExitStack() as stack:
         view = None if shown.as_json else stack.enter_context(TickView(options.vcpus))
         traced = Run(options, on_tick=view.show if view else None)
-        if traced.note:
-            click.echo(f"note: {traced.note}", err=True)
         traced.tracing.places = traced.image if shown.lines else None
         controls = Controls(traced)
+        if traced.note:
+            click.echo(f"note: {traced.note}", err=True)
         if digest is not None and digest != traced.image.sha256:
             click.echo("warning: the image differs from the one that failed", err=True)
         show_console(traced, verbose=shown.verbose, as_json=shown.as_json)

@@ -47,7 +47,7 @@ def test_the_text_says_the_same(cli, contents: dict) -> None:
     assert f"{len(contents['call_sites'])} call sites" in head
     assert f"{len(contents['notrace'])} notrace" in head
     for site in contents["call_sites"]:
-        assert f"{site['address']}  {site['function']}\n" in result.out
+        assert f"{site['address']}  {site['function']}  ({site['source']})\n" in result.out
         for kind in ("call", "jmp", "nop"):
             assert f"{kind:<4} {site[kind]['bytes']}  {site[kind]['text']}" in result.out
     listed = result.out[result.out.index("Notrace functions:") :]
