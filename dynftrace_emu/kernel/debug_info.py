@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, TypeVar
@@ -28,16 +29,19 @@ if TYPE_CHECKING:
 
     from elftools.dwarf.compileunit import CompileUnit
     from elftools.dwarf.dwarfinfo import DWARFInfo
+    from elftools.elf.sections import Section
     from numpy.typing import NDArray
 
 __all__ = ["DebugInfo"]
 
-_MAX_SECTION = 1 << 30
+_MAX_SECTION = 256 << 20
+_ZDEBUG_HEADER = 12
+_MOST_COMPRESSED = 32  # debug information is compressed to a fifth
 # What pyelftools raises where debug information makes no sense, directly or by what it calls.
 _MALFORMED = (
     DWARFError, ELFError, ConstructError, struct.error, ValueError, LookupError, TypeError,
     AttributeError, AssertionError, ArithmeticError, NotImplementedError, RecursionError,
-    MemoryError, OSError,
+    MemoryError, OSError, zlib.error,
 )  # fmt: skip
 
 T = TypeVar("T")
@@ -133,8 +137,7 @@ class DebugInfo:
         if not elf.has_dwarf_info(strict=True):
             return None
         for section in elf.iter_sections():
-            if section.name.startswith((".debug", ".zdebug")) and section.data_size > _MAX_SECTION:
-                raise ELFError(f"{section.name} has {section.data_size} bytes")
+            _require_sane_size(section, len(self._data))
         return elf.get_dwarf_info(relocate_dwarf_sections=True, follow_links=False)
 
     @cached_property
@@ -169,6 +172,17 @@ class DebugInfo:
         at = np.uint64(address)
         found = index[(low <= at) & (at < high)].tolist()
         return [self._units[n] for n in [*found, *self._unbounded]]
+
+
+def _require_sane_size(section: Section, file_size: int) -> None:
+    if not section.name.startswith((".debug", ".zdebug")):
+        return
+    most, size = min(_MAX_SECTION, _MOST_COMPRESSED * file_size), section.data_size
+    if section.name.startswith(".zdebug") and size <= most:
+        # It has a size that nobody goes by.
+        size = len(zlib.decompressobj().decompress(section.data()[_ZDEBUG_HEADER:], most + 1))
+    if size > most:
+        raise ELFError(f"{section.name} is said to be {size} bytes")
 
 
 def _made_unit(dwarf: DWARFInfo, unit: CompileUnit) -> _Unit:

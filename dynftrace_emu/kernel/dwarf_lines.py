@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from elftools.common.exceptions import DWARFError
 
 from dynftrace_emu.kernel.dwarf_header import require_names_take_bytes
 from dynftrace_emu.kernel.source import SourceLine
@@ -23,6 +24,8 @@ __all__ = ["LineTable", "read_lines"]
 _ADDRESS = (1 << 64) - 1
 _MAX_LINE = (1 << 31) - 1
 _LONGEST_HEADER = 1 << 24
+_LONGEST_PROGRAM = 4 << 20
+"""Bytes; pyelftools makes 700 of each, and takes microseconds."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,9 @@ def read_lines(dwarf: DWARFInfo, unit: CompileUnit, directory: str) -> LineTable
     require_names_take_bytes(stream.read(_LONGEST_HEADER))
     program = dwarf.line_program_for_CU(unit)
     assert program is not None
+    size = program.program_end_offset - program.program_start_offset
+    if size > _LONGEST_PROGRAM:
+        raise DWARFError(f"a line table of {size} bytes; {_LONGEST_PROGRAM} are the most")
     rows = [
         (s.address & _ADDRESS, -1 if s.end_sequence else s.file, min(max(s.line, 0), _MAX_LINE))
         for entry in program.get_entries()

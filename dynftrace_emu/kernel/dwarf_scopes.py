@@ -88,6 +88,8 @@ def _walk(dwarf: DWARFInfo, unit: CompileUnit) -> Iterator[tuple[DIE, int]]:
         at += die.size
         if die.is_null():
             depth -= 1
+            if depth <= 0:
+                return  # what follows is padding
             continue
         yield die, depth
         depth += bool(die.has_children)

@@ -148,6 +148,7 @@ def as_addr2line(frames):
     [
         ["-gdwarf-4"],
         ["-gdwarf-4", "-gz"],
+        ["-gdwarf-4", "-gz=zlib-gnu"],
         ["-gdwarf-4", "-O0"],
         ["-gdwarf-4", "-flto"],
         ["-gdwarf-4", "-ffunction-sections", "-Wl,--gc-sections"],
@@ -329,6 +330,15 @@ def test_names_without_number_do_not_keep_the_reader_for_ever(tmp_path):
     info = DebugInfo(bad)
     ask_everything(info, text_addresses(path, 31))
     assert "names" in info.complaint
+
+
+def test_a_section_that_unpacks_to_a_gigabyte_is_not_unpacked(tmp_path):
+    path = compiled(tmp_path, "-gz")
+    # Elf64_Chdr: type, reserved, size, alignment.
+    bad = damaged(path, ".debug_info", 8, struct.pack("<Q", 1 << 30))
+    info = DebugInfo(bad)
+    ask_everything(info, text_addresses(path, 31))
+    assert ".debug_info is said to be 1073741824 bytes" in info.complaint
 
 
 def test_an_origin_that_is_itself_leads_nowhere(tmp_path):
