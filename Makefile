@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # Options for the jobs below, as in: make run ARGS="--seconds 10 --tracing 3:6"
 ARGS ?=
 
-.PHONY: run test tools lint format bench bench-check bench-baseline bench-docs wheel-check clean
+.PHONY: run test tools samples lint format bench bench-check bench-baseline bench-docs wheel-check clean
 
 run: $(STAMP)
 	@$(BIN)/dynftrace-emu run $(ARGS)
@@ -23,6 +23,12 @@ lint: $(STAMP)
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+
+# The C samples of firmware/samples in the five ways gcc makes call sites, into build/samples.
+samples:
+	@command -v gcc >/dev/null || { echo "gcc is needed to build the samples" >&2; exit 1; }
+	@$(MAKE) -s -C firmware/samples BUILD=$(CURDIR)/build/samples
+	@ls build/samples
 
 format: $(STAMP)
 	@$(BIN)/ruff format .

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import elf_builds
+
 _VIEWER = Path(__file__).parents[1] / ".venv/speedscope/node_modules"
 if _VIEWER.is_dir():
     os.environ.setdefault("SPEEDSCOPE", str(_VIEWER))
@@ -20,3 +22,9 @@ def pytest_runtest_makereport(item, call):
         report.outcome = "failed"
         report.longrepr = f"{item.nodeid} must not be skipped: {call.excinfo.value}"
     return report
+
+
+@pytest.fixture(scope="session")
+def samples(tmp_path_factory):
+    """The folder of firmware/samples, built in every style."""
+    return elf_builds.samples(tmp_path_factory)

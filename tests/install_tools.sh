@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 missing=()
-for package in trace-cmd uftrace chromium npm gcc g++; do
+for package in trace-cmd uftrace chromium npm gcc g++ make; do
     command -v "$package" >/dev/null || missing+=("$package")
 done
 if ((${#missing[@]})); then
@@ -16,4 +16,11 @@ fi
 viewer=.venv/speedscope
 if [[ ! -d $viewer/node_modules/speedscope ]]; then
     npm install --silent --no-audit --no-fund --prefix "$viewer" speedscope@1 >/dev/null
+fi
+
+# A real program to trace: LZ4's own C (BSD 2-Clause, Yann Collet), as the npm package lz4 carries it.
+program=.venv/lz4
+if [[ ! -f $program/package/deps/lz4/lib/lz4.c ]]; then
+    mkdir -p "$program"
+    (cd "$program" && npm pack --silent lz4@0.6.5 >/dev/null && tar xzf lz4-0.6.5.tgz)
 fi

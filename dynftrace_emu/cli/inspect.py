@@ -132,10 +132,14 @@ def _style_lines(contents: dict[str, Any]) -> Iterator[str]:
     if table is None:
         yield "No table lists the sites: they are found as they run, or by disassembly."
         return
-    found = "each is one that disassembly finds"
+    line = (
+        f"{table['name']} lists {table['entries']} sites; disassembly finds an instruction at each"
+    )
+    if contents["ignored"]:
+        line += f", and at {table['sites']} room for a call"
+    yield f"{line}."
     if table["unlisted"]:
-        found += f"; {len(table['unlisted'])} more calls are not in it: {table['unlisted'][0]}, ..."
-    yield f"{table['name']} lists {table['entries']} sites; {found}."
+        yield f"{len(table['unlisted'])} calls are not in it: {', '.join(table['unlisted'][:4])}"
     for ignored in contents["ignored"]:
         yield f"ignored: {ignored['address']}: {ignored['reason']}"
 

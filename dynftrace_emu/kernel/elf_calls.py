@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 ENDBR64 = bytes.fromhex("f30f1efa")
-_CALL, _ADDR32 = 0xE8, 0x67
+_CALL, _JMP, _JMP_SHORT, _ADDR32 = 0xE8, 0xE9, 0xEB, 0x67
 _INDIRECT = b"\xff\x15"  # call [rip + disp32]
 _INDIRECT_SIZE = 6
 _WINDOW = 48
@@ -68,10 +68,8 @@ def calls_to(text: ElfText, part: TextPart, targets: Mapping[int, object]) -> It
     sites, called = _direct(part)
     for index in np.flatnonzero(np.isin(called, np.array(list(targets), np.uint64))).tolist():
         site, target = int(sites[index]), int(called[index])
-        if text.read(site - 1, 1) == bytes([_ADDR32]) and text.begins_instruction(site - 1):
-            yield Call(site - 1, site - 1, CALL_SIZE + 1, target)
-        else:
-            yield Call(site, site, CALL_SIZE, target)
+        start = _with_prefix(text, site)
+        yield Call(start, start, CALL_SIZE + site - start, target)
     offset = part.data.find(_INDIRECT)
     while offset >= 0:
         site = part.address + offset
@@ -80,6 +78,12 @@ def calls_to(text: ElfText, part: TextPart, targets: Mapping[int, object]) -> It
         if word is not None and int.from_bytes(word, "little") in targets:
             yield Call(site, site, _INDIRECT_SIZE, int.from_bytes(word, "little"))
         offset = part.data.find(_INDIRECT, offset + 1)
+
+
+def _with_prefix(text: ElfText, site: int) -> int:
+    """Where the instruction begins: ld puts ``addr32`` in front of calls that went by the GOT."""
+    prefixed = text.read(site - 1, 1) == bytes([_ADDR32]) and text.begins_instruction(site - 1)
+    return site - 1 if prefixed else site
 
 
 def _int32(raw: bytes) -> int:
@@ -159,14 +163,15 @@ def guess_target(text: ElfText) -> dict[int, bool | None]:
         sites, called = _direct(part)
         for site, target in zip(sites.tolist(), called.tolist(), strict=True):
             if text.part_at(target) is not None:
-                callers.setdefault(target, []).append(site)
+                callers.setdefault(target, []).append(_with_prefix(text, site))
                 counts[target] += 1
+    entered = set(callers) | _jump_targets(text)
     for target, count in counts.most_common():
         if count < _FEWEST:
             break
         if all(is_behind_prologue(text, site) for site in callers[target]):
             return {target: False}
-        if all(_is_function_start(text, site, callers) for site in callers[target]):
+        if all(_is_function_start(text, site, entered) for site in callers[target]):
             return {target: True}
     return {}
 
@@ -179,8 +184,24 @@ def called_addresses(text: ElfText) -> set[int]:
     return found
 
 
-def _is_function_start(text: ElfText, site: int, called: Mapping[int, object]) -> bool:
-    """Whether a function seems to begin here: somebody calls it, or it is aligned."""
+def _jump_targets(text: ElfText) -> set[int]:
+    """Where jumps may go, by bytes that may be one."""
+    found: set[int] = set()
+    for part in text.parts:
+        code = np.frombuffer(part.data, np.uint8)
+        short = np.flatnonzero(code[:-1] == _JMP_SHORT)
+        near = np.flatnonzero(code[: max(0, len(code) - 4)] == _JMP)
+        raw = np.ascontiguousarray(code[near[:, None] + np.arange(1, CALL_SIZE)])
+        for offsets in (
+            2 + short + code[short + 1].view(np.int8),
+            CALL_SIZE + near + raw.view("<i4").reshape(-1),
+        ):
+            found.update(part.address + offset for offset in offsets.tolist())
+    return found
+
+
+def _is_function_start(text: ElfText, site: int, called: set[int]) -> bool:
+    """Whether a function seems to begin here: somebody enters it, or it is aligned."""
     start = site - len(ENDBR64) if text.read(site - 4, 4) == ENDBR64 else site
     if start in called or start in text.entries:
         return True

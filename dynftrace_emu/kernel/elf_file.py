@@ -157,9 +157,10 @@ class ElfFile:
         rows = self.array(table, SYMBOL)
         if len(rows) > MAX_SYMBOLS:
             raise ImageError(f"{self.name}: {len(rows)} symbols; {MAX_SYMBOLS} are the most")
-        if not 0 < table.link < len(self.sections):
+        linked = self.sections[table.link : table.link + 1]
+        if not linked or linked[0].kind != "SHT_STRTAB":
             raise ImageError(f"{self.name}: {table.name} names no string table")
-        strings = self.contents(self.sections[table.link])
+        strings = self.contents(linked[0])
         found = []
         for name, info, _, section, value, size in rows.tolist():
             text = _string(strings, name)

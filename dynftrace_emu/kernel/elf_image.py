@@ -254,7 +254,7 @@ def _symbols(file: ElfFile, memory: ImageMemory) -> tuple[dict[str, Symbol], lis
         if not _is_defined(symbol):
             continue
         absolute = symbol.section == SHN_ABS
-        address = symbol.value + (0 if absolute else file.bias)
+        address = (symbol.value + (0 if absolute else file.bias)) % (1 << 64)
         is_function = not absolute and _is_function(symbol, memory, address)
         made = Symbol(symbol.name, address, symbol.size, is_function, "")
         named.setdefault(symbol.name, made)

@@ -140,7 +140,7 @@ class ElfText:
         None also where no function is known, so that nothing can be said.
         """
         function = self._function_at(address)
-        if function is None or address - function.address > _FARTHEST:
+        if function is None or not 0 < address - function.address <= _FARTHEST:
             return None
         size = min(function.size, address - function.address + 16)
         code = self.read(function.address, size)
