@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ __all__ = [
     "calls_to",
     "direct_calls",
     "guess_target",
+    "is_at_entry",
     "is_behind_prologue",
     "nops_at",
     "prologue_end",
@@ -35,6 +37,7 @@ ENDBR64 = bytes.fromhex("f30f1efa")
 _CALL, _JMP, _JMP_SHORT, _ADDR32 = 0xE8, 0xE9, 0xEB, 0x67
 _INDIRECT = b"\xff\x15"  # call [rip + disp32]
 _INDIRECT_SIZE = 6
+_BY_REGISTER = ((b"\x49\xba", b"\x41\xff\xd2"), (b"\x49\xbb", b"\x41\xff\xd3"))  # r10, r11
 _WINDOW = 48
 _FEWEST = 2  # callers from which mcount is guessed
 
@@ -62,7 +65,7 @@ class Call:
 
 
 def calls_to(text: ElfText, part: TextPart, targets: Mapping[int, object]) -> Iterator[Call]:
-    """Calls to one of ``targets``: direct ones (also ``addr32``), and through a GOT."""
+    """Calls to one of ``targets``: direct ones (also ``addr32``), through a GOT or a register."""
     if not targets:
         return
     sites, called = _direct(part)
@@ -78,6 +81,19 @@ def calls_to(text: ElfText, part: TextPart, targets: Mapping[int, object]) -> It
         if word is not None and int.from_bytes(word, "little") in targets:
             yield Call(site, site, _INDIRECT_SIZE, int.from_bytes(word, "little"))
         offset = part.data.find(_INDIRECT, offset + 1)
+    for target in targets:
+        yield from _absolute(part, target)
+
+
+def _absolute(part: TextPart, target: int) -> Iterator[Call]:
+    """What the large code model makes of a call: the address in a register, and a call of that."""
+    for move, call in _BY_REGISTER:
+        code = move + target.to_bytes(8, "little") + call
+        offset = part.data.find(code)
+        while offset >= 0:
+            site = part.address + offset
+            yield Call(site, site, len(code), target)
+            offset = part.data.find(code, offset + len(code))
 
 
 def _with_prefix(text: ElfText, site: int) -> int:
@@ -133,6 +149,14 @@ def prologue_end(text: ElfText, start: int) -> int:
 def is_behind_prologue(text: ElfText, site: int) -> bool:
     """Whether the function has its frame already."""
     return prologue_start(text, site) is not None
+
+
+def is_at_entry(text: ElfText, site: int) -> bool:
+    """Whether a function that is known begins here, or has just made its frame."""
+    starts = text.likely_starts
+    index = bisect.bisect(starts, site) - 1
+    begins = index >= 0 and skip_endbr(text, starts[index]) == site
+    return begins or is_behind_prologue(text, site)
 
 
 def skip_endbr(text: ElfText, address: int) -> int:

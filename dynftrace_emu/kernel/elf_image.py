@@ -176,7 +176,7 @@ def load_elf(data: bytes, name: str) -> ElfImage:
     symbols, functions = _symbols(file, memory)
     entry = _entry(file, memory, symbols)
     text = ElfText(file, memory, functions, () if entry is None else (entry,))
-    sites = find_call_sites(text, _targets(file, symbols))
+    sites = find_call_sites(text, _targets(file, memory, symbols))
     _require_near(name, sites)
     if not functions:
         functions = _nameless(text, sites)
@@ -323,7 +323,9 @@ def _nameless(text: ElfText, sites: CallSites) -> list[Symbol]:
 # --- call sites ---
 
 
-def _targets(file: ElfFile, symbols: Mapping[str, Symbol]) -> dict[int, bool | None]:
+def _targets(
+    file: ElfFile, memory: ImageMemory, symbols: Mapping[str, Symbol]
+) -> dict[int, bool | None]:
     """Where the image's own mcount and ``__fentry__`` are, or what stands for those it lacks.
 
     None: one function is both.
@@ -335,6 +337,8 @@ def _targets(file: ElfFile, symbols: Mapping[str, Symbol]) -> dict[int, bool | N
         if name in symbols:
             address = symbols[name].address
             found[address] = before if found.get(address, before) == before else None
+    if not found and memory.find(0) is None:
+        found[0] = None  # ld was told to let it be undefined
     return found
 
 

@@ -22,6 +22,7 @@ from dynftrace_emu.kernel.elf_calls import (
     calls_to,
     direct_calls,
     guess_target,
+    is_at_entry,
     is_behind_prologue,
     nops_at,
     prologue_end,
@@ -93,14 +94,17 @@ def find_call_sites(text: ElfText, targets: Mapping[int, bool | None]) -> CallSi
     """
     recorded = text.table(MCOUNT_LOC)
     guessed = False
+    calls = _calls(text, targets)
+    if 0 in targets and not calls:
+        targets = {}
     if not targets and recorded is not None:
         targets = _targets_of_table(text, recorded)
         guessed = bool(targets)
     elif not targets and not text.has_symbols:
         targets = guess_target(text)
         guessed = bool(targets)
-    calls = [call for part in text.parts for call in calls_to(text, part, targets)]
-    calls.sort(key=lambda call: call.site)
+    if guessed:
+        calls = _calls(text, targets)
     if recorded is not None:
         return _recorded(text, recorded, calls, targets, guessed=guessed)
     if calls:
@@ -111,6 +115,15 @@ def find_call_sites(text: ElfText, targets: Mapping[int, bool | None]) -> CallSi
     if patchable is not None:
         return _patchable(text, patchable)
     return _nops_at_functions(text)
+
+
+def _calls(text: ElfText, targets: Mapping[int, object]) -> list[Call]:
+    """Calls to ``targets``, by address; a call to address 0 only where mcount is called."""
+    found = [call for part in text.parts for call in calls_to(text, part, targets)]
+    return sorted(
+        (call for call in found if call.target or is_at_entry(text, call.site)),
+        key=lambda call: call.site,
+    )
 
 
 def _one_kind(text: ElfText, calls: list[Call], targets: Mapping[int, bool | None]) -> bool:

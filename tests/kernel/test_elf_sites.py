@@ -149,6 +149,25 @@ def test_other_ways_of_compiling_are_found_too(tmp_path, flags, style, before, s
         assert len(image.functions) == 3
 
 
+@pytest.mark.parametrize("flags", ["-pg", "-pg -mfentry", "-pg -mfentry -mrecord-mcount"])
+def test_the_large_code_model_calls_through_a_register(tmp_path, flags):
+    image = load(compile_object(tmp_path, PROGRAM, f"-mcmodel=large {flags}"))
+    assert image.sites.style == flags
+    assert functions_of(image, image.call_sites.tolist()) == {"main", "middle", "leaf"}
+    assert {call.size for call in image.sites.calls} == {13}
+
+
+def test_an_mcount_that_the_linker_left_undefined_is_ours(tmp_path):
+    start = 'asm(".globl _start\\n_start: jmp main");'
+    weak = "extern int nowhere(int) __attribute__((weak));"
+    source = weak + PROGRAM.replace("+ leaf(1)", "+ leaf(1) + (nowhere ? nowhere(1) : 0)")
+    flags = "-pg -Wl,--unresolved-symbols=ignore-all"
+    image = load(compile_c(tmp_path, source, flags, start=start))
+    assert image.sites.style == "-pg"
+    assert functions_of(image, image.call_sites.tolist()) == {"main", "middle", "leaf"}
+    assert len(image.call_sites) == 3
+
+
 def test_too_few_nops_are_left_alone_and_told(tmp_path):
     image = load(compile_c(tmp_path, PROGRAM, "-fpatchable-function-entry=3"))
     assert not image.sites.calls
