@@ -128,12 +128,16 @@ def test_a_jump_out_of_calls_leaves_them_behind(tmp_path):
     __attribute__((noinline)) int attempt(int n)
     { if (__builtin_setjmp(buffer)) return n; deep(n); return -1; }
     int main(void)
-    { int sum = 0; for (int n = 0; n < 40; n++) sum += attempt(n % 9); return sum + rounds; }
+    { int sum = 0; for (int n = 0; n < 400; n++) sum += attempt(n % 9); return sum + rounds; }
     """
     for flags in ("-O1 -pg", "-O1 -pg -mfentry"):
-        run = execute(compile_c(tmp_path, source, flags), set=("current_tracer=function_graph",))
-        assert run.kernel.returned == sum(n % 9 for n in range(40))
-        assert shown(run).count("attempt()") == 40
+        run = execute(
+            compile_c(tmp_path, source, flags),
+            set=("buffer_size_kb=2048", "current_tracer=function_graph"),
+        )
+        assert run.kernel.returned == sum(n % 9 for n in range(400))
+        assert shown(run).count("attempt()") == 400
+        assert shown(run).count("deep()") == sum(n % 9 + 1 for n in range(400))
 
 
 def test_recursion_deeper_than_one_stack_of_ours(tmp_path):
