@@ -82,7 +82,8 @@ def _list(*, as_json: bool) -> int:
     return 0
 
 
-def _workers(values: dict[str, Any]) -> Workers:
+def _workers(values: dict[str, Any], *, apart: bool = False) -> Workers:
+    """Who works; ``apart``: not this process, which must be able to end them."""
     from dynftrace_emu.explore import workers
 
     if values["cluster"] is not None:
@@ -90,7 +91,7 @@ def _workers(values: dict[str, Any]) -> Workers:
             raise OptionError("--cluster and --jobs: say one of them")
         return workers.cluster(values["cluster"])
     jobs = values["jobs"] or len(os.sched_getaffinity(0))
-    return workers.processes(jobs) if jobs > 1 else workers.here()
+    return workers.processes(jobs) if jobs > 1 or apart else workers.here()
 
 
 # --- what ships ---
@@ -158,10 +159,11 @@ def _explore(names: tuple[str, ...], values: dict[str, Any]) -> int:
     strategy, limits = to_strategy(values), to_limits(values)
     jobs = _jobs(names, values)
     for job, _ in jobs:
-        machine_of(job)  # what is wrong with one is said before any is explored
+        if job.source is None:
+            machine_of(job)  # what is wrong with one is said before any is explored
     documents, verdicts = [], []
     with ExitStack() as stack:
-        workers = stack.enter_context(_workers(values))
+        workers = stack.enter_context(_workers(values, apart=bool(jobs[0][0].source)))
         for job, title in jobs:
             with ProgressView(job.setup.name) as view:
                 verdict = run(job, strategy, limits, workers, view.show)

@@ -80,11 +80,18 @@ def explore(
 ) -> Verdict:
     """Explore a job up to its bounds, the limits, or the first finding. Ctrl-C ends it early.
 
+    A user's protocol is run by ``workers`` alone: they can be ended if it hangs.
+
+    :param workers: None: this thread, or for a user's protocol a process.
     :raises DynftraceError: the machine cannot be made of the job, or workers keep ending.
     """
+    if workers is None:
+        with crews.here() if job.source is None else crews.processes(1) as crew:
+            return explore(job, strategy, limits, crew, on_progress)
     begin = time.monotonic()
-    measured = measure(job, strategy.seed)
-    run = _Exploration(job, strategy, limits, measured, workers or crews.here(), on_progress)
+    alone = workers if job.source is not None else crews.here()
+    measured = next(alone.map(partial(measure, seed=strategy.seed), [job]))
+    run = _Exploration(job, strategy, limits, measured, workers, on_progress)
     try:
         run.run()
     except KeyboardInterrupt:
@@ -126,9 +133,12 @@ class _Exploration:
     # --- exhaustive ---
 
     def _by_levels(self) -> None:
-        _, first = machine_of(self.job)
         search = LevelSearch(
-            first, self.job.setup.bounds, self._expand, self.limits.states, self._go_on
+            self.measured.first,
+            self.job.setup.bounds,
+            self._expand,
+            self.limits.states,
+            self._go_on,
         )
         self.outcome = search.outcome
         search.run()
@@ -137,7 +147,7 @@ class _Exploration:
         rows = [nodes[at : at + _ROW] for at in range(0, len(nodes), _ROW)]
         few = self._expanded < _ALONE or len(rows) < 2
         self._expanded += len(nodes)
-        chosen = crews.here() if few else self.workers
+        chosen = crews.here() if few and self.job.source is None else self.workers
         return chosen.map(partial(_expand_row, self.job, spare), rows)
 
     def _unjoined(self) -> None:

@@ -6,8 +6,11 @@ operations it has done since; another one is run up to there when that is needed
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
 
 from dynftrace_emu.errors import ProtocolError
 from dynftrace_emu.explore import steps
@@ -17,7 +20,6 @@ from dynftrace_emu.ftrace import protocols
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from dynftrace_emu.explore.steps import Step
@@ -44,6 +46,10 @@ __all__ = [
 
 _INT3 = 0xCC
 _MAX_OPERATIONS = 4096
+_MAX_READS = 256
+_MAX_CACHED = 4096
+_WRONG = (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError)
+"""What comes of a step whose fields are not what they should be."""
 
 
 class StoreText(NamedTuple):
@@ -174,8 +180,9 @@ class Program:
 
     :param make: gives a new generator of the protocol's steps.
     :param data: first and last address of guest data.
-    :raises ProtocolError: (from :meth:`operations`) the generator raises, never ends, or yields
-        something that is no step or reaches outside spots and data.
+    :param nr_cpus: how many CPUs can be synced; None: not checked.
+    :raises ProtocolError: (from :meth:`operations`) the generator raises, never ends, does not do
+        the same each time, or yields something that is no step or reaches outside spots and data.
     """
 
     name: str
@@ -183,6 +190,7 @@ class Program:
     spots: Sequence[Spot]
     chunk: int
     data: tuple[int, int]
+    nr_cpus: int | None = None
     _cache: dict[tuple[int, ...], list[Operation]] | None = None
 
     def operations(self, read: tuple[int, ...]) -> list[Operation]:
@@ -191,7 +199,14 @@ class Program:
             self._cache = {}
         found = self._cache.get(read)
         if found is None:
-            found = self._cache[read] = self._run(read)
+            found = self._run(read)
+            if found != self._run(read):
+                raise ProtocolError(
+                    f"protocol {self.name}: its steps differ from one run to the next"
+                )
+            if len(self._cache) >= _MAX_CACHED:
+                self._cache.clear()
+            self._cache[read] = found
         return found
 
     @property
@@ -216,11 +231,13 @@ class Program:
                 if count <= len(read):
                     found.clear()
                     continue
+                if count > _MAX_READS:
+                    raise self._error(number, f"more than {_MAX_READS} words read: no end")
                 if not self._is_site(step.address):
                     self._in_data(step.address, 8, number)
                 found.append(Load(step.address, step.what, number))
                 break
-            found.extend(self._operations_of(step, number))
+            found += self._checked(step, number)
             if len(found) > _MAX_OPERATIONS:
                 raise self._error(number, f"more than {_MAX_OPERATIONS} operations: no end")
         return found
@@ -244,6 +261,12 @@ class Program:
         except Exception as error:  # the protocol is somebody else's code
             raise self._error(number, f"{type(error).__name__}: {error}") from error
 
+    def _checked(self, step: Step, number: int) -> list[Operation]:
+        try:
+            return list(self._operations_of(step, number))
+        except _WRONG as error:
+            raise self._error(number, f"{type(step).__name__}: {error}") from None
+
     def _operations_of(self, step: object, number: int) -> Iterator[Operation]:
         match step:
             case steps.CompareExchange(addresses, old, new):
@@ -254,6 +277,7 @@ class Program:
                 yield Send(None, number)
                 yield WaitForAcks(number)
             case steps.Sync(wait, cpus):
+                self._check_cpus(cpus, number)
                 yield Send(cpus, number)
                 if wait:
                     yield WaitForAcks(number)
@@ -263,15 +287,17 @@ class Program:
             case steps.Resume():
                 yield Resume(number)
             case steps.WriteData(address, data, what):
+                if not isinstance(data, bytes):
+                    raise self._error(number, f"WriteData of {type(data).__name__}, not of bytes")
                 self._in_data(address, len(data), number)
                 for at in range(0, len(data), 8):
                     yield Write(address + at, data[at : at + 8], what, number)
             case steps.AddData(address, value, what):
                 self._in_data(address, 8, number)
-                yield Add(address, value, what, number)
+                yield Add(address, operator.index(value), what, number)
             case steps.WaitUntil(address, value, what):
                 self._in_data(address, 8, number)
-                yield Until(address, value, what, number)
+                yield Until(address, operator.index(value), what, number)
             case steps.WaitForTasks(address, size, what):
                 yield TasksOutside(address, address + size, what, number)
             case steps.Interrupts(on):
@@ -281,14 +307,16 @@ class Program:
                     if address <= spot.address < address + size:
                         yield Drop(index, number)
             case steps.Free(address, size, what):
-                yield Free(address, address + size, what, number)
+                begin = operator.index(address)
+                yield Free(begin, begin + operator.index(size), what, number)
             case _:
                 raise self._error(number, f"{step!r} is not a step")
 
     def _exchange(
         self, addresses: NDArray[np.uint64], old: NDArray[np.uint8], new: NDArray[np.uint8], n: int
     ) -> Iterator[Operation]:
-        for address, was, row in zip(addresses.tolist(), old, new, strict=True):
+        was_rows = self._rows(addresses, old, n)
+        for (address, row), (_, was) in zip(self._rows(addresses, new, n), was_rows, strict=True):
             spot = self._spot(address, len(row), n)
             offset = address - self.spots[spot].address
             parts = self._pieces(spot, offset, row.tobytes())
@@ -301,9 +329,25 @@ class Program:
     ) -> Iterator[Operation]:
         if width not in (None, 1, 2, 4, 8):
             raise self._error(n, f"stores of {width} bytes: 1, 2, 4 or 8 are possible")
-        for address, row in zip(addresses.tolist(), rows, strict=True):
+        for address, row in self._rows(addresses, rows, n):
             for piece in self.stores(address, row.tobytes(), width, n):
                 yield StoreText(piece, n)
+
+    def _rows(
+        self, addresses: NDArray[np.uint64], rows: NDArray[np.uint8], number: int
+    ) -> list[tuple[int, NDArray[np.uint8]]]:
+        """Each address, and its bytes."""
+        addresses = np.asarray(addresses, dtype=np.uint64)
+        rows = np.asarray(rows, dtype=np.uint8)
+        if addresses.ndim != 1 or rows.ndim != 2 or len(addresses) != len(rows):
+            what = f"addresses of shape {addresses.shape} with bytes of shape {rows.shape}"
+            raise self._error(number, f"{what}: (n,) and (n, size) are needed")
+        return list(zip(addresses.tolist(), rows, strict=True))
+
+    def _check_cpus(self, cpus: tuple[int, ...] | None, number: int) -> None:
+        for cpu in cpus or ():
+            if self.nr_cpus is not None and not 0 <= cpu < self.nr_cpus:
+                raise self._error(number, f"CPU {cpu} is none of 0 to {self.nr_cpus - 1}")
 
     def stores(self, address: int, data: bytes, width: int | None, number: int) -> Iterator[Piece]:
         """The pieces of stores of ``data``, each ``width`` bytes wide.

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from dynftrace_emu.errors import OptionError, ProtocolError
 from dynftrace_emu.explore.protocols import PROTOCOLS
+from dynftrace_emu.explore.scenarios import SCENARIOS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -24,21 +25,12 @@ if TYPE_CHECKING:
     from dynftrace_emu.explore.steps import Protocol, Step
     from dynftrace_emu.ftrace.protocols import TextChange
 
-__all__ = ["built_in_protocols", "protocol_of", "read_protocol_file"]
+__all__ = ["protocol_of", "read_protocol_file"]
 
-_MAX_LINES = 200_000
-"""Lines of a user's code between two steps."""
+_MAX_OPCODES = 2_000_000
+"""Bytecodes of a user's file between two steps: a second or two. (Lines will not do: a loop that is
+one line long is one event.)"""
 _MAX_BYTES = 1 << 20
-
-
-def built_in_protocols() -> dict[str, Protocol]:
-    """Those that ship, and those that shipped scenarios bring along, by name."""
-    from dynftrace_emu.explore.scenarios import SCENARIOS
-
-    found = dict(PROTOCOLS)
-    for scenario in SCENARIOS.values():
-        found.update(scenario.protocols)
-    return found
 
 
 def read_protocol_file(name: str) -> str:
@@ -59,15 +51,18 @@ def read_protocol_file(name: str) -> str:
         raise OptionError(f"--protocol {name}: {path} is no text in UTF-8") from None
 
 
-def protocol_of(name: str, source: str | None = None) -> Protocol:
+def protocol_of(name: str, scenario: str, source: str | None = None) -> Protocol:
     """The protocol of that name.
 
+    :param scenario: may bring along one of its own.
     :param source: the text of the file that ``name`` is in; None: it is built in.
     :raises OptionError: there is none, or the file cannot be executed.
     """
     if source is not None:
         return _from_source(name, source)
-    known = built_in_protocols()
+    known = dict(PROTOCOLS)
+    if scenario in SCENARIOS:
+        known.update(SCENARIOS[scenario].protocols)
     try:
         return known[name]
     except KeyError:
@@ -130,7 +125,7 @@ class _Guarded:
 
 
 class _TooLong(BaseException):
-    """More lines than anybody needs; not for the user's code to catch."""
+    """It takes too long; not for the user's code to catch."""
 
 
 def _guard(file: str, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -138,11 +133,14 @@ def _guard(file: str, function: Callable[..., Any], *arguments: Any) -> Any:
 
     :raises ProtocolError: it raised something, or did not come back in time. StopIteration passes.
     """
-    left = _MAX_LINES
+    left = _MAX_OPCODES
 
     def count(frame: FrameType, event: str, _argument: object) -> Any:
         nonlocal left
-        left -= event == "line"
+        if frame.f_code.co_filename != file:
+            return None  # what it calls is not counted
+        frame.f_trace_opcodes = True
+        left -= event == "opcode"
         if left < 0:
             raise _TooLong(frame.f_lineno)
         return count
@@ -154,7 +152,7 @@ def _guard(file: str, function: Callable[..., Any], *arguments: Any) -> Any:
     except (StopIteration, KeyboardInterrupt):
         raise
     except _TooLong as error:
-        what = f"{_MAX_LINES:,} lines, and no step comes: no end"
+        what = "it runs on and on, and no step comes"
         raise ProtocolError(f"{file}:{error.args[0]}: {what}") from None
     except BaseException as error:  # noqa: BLE001 - SystemExit, too: it is somebody else's code
         what = f"{type(error).__name__}: {error}".removesuffix(": ")

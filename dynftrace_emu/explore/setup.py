@@ -39,7 +39,17 @@ if TYPE_CHECKING:
     from dynftrace_emu.explore.steps import Protocol, Step
     from dynftrace_emu.kernel.image import KernelImage
 
-__all__ = ["OpsSpec", "Setup", "SiteSpec", "build", "encode", "from_json", "to_json", "with_guest"]
+__all__ = [
+    "OpsSpec",
+    "Setup",
+    "SiteSpec",
+    "build",
+    "encode",
+    "from_json",
+    "reference",
+    "to_json",
+    "with_guest",
+]
 
 _LONGEST = 100_000
 """Steps of a task that runs alone; what is longer is not for exploring."""
@@ -146,8 +156,16 @@ def build(setup: Setup, protocol: Protocol) -> World:
     :raises OptionError: the setup does not fit together.
     """
     world = _assemble(setup, protocol)
-    world.results = _results(_assemble(_never_patched(setup), none, never=True))
+    world.results = _results(reference(setup))
     return world
+
+
+def reference(setup: Setup) -> World:
+    """The machine, in which nothing is ever patched.
+
+    :raises OptionError: the setup does not fit together.
+    """
+    return _assemble(_never_patched(setup), none, never=True)
 
 
 def with_guest(setup: Setup, path: Path) -> Setup:
@@ -186,7 +204,10 @@ def _assemble(setup: Setup, protocol: Protocol, *, never: bool = False) -> World
     def make() -> Iterator[Step]:
         return protocol(change, poke)
 
-    program = Program(setup.protocol, make, spots, setup.model.chunk, (lab.start, lab.end))
+    for array in (change.sites, change.old, change.new):
+        array.flags.writeable = False  # a protocol is run again and again
+    data = lab.start, lab.end
+    program = Program(setup.protocol, make, spots, setup.model.chunk, data, setup.nr_cpus + 1)
     watch.int3 = program.stores_int3 or poker is not None
     return World(
         lab, program, watch, setup.model,

@@ -15,6 +15,7 @@ from dynftrace_emu.explore.job import machine_of
 from dynftrace_emu.explore.model import Text
 from dynftrace_emu.explore.program import StoreText
 from dynftrace_emu.explore.search import run_random
+from dynftrace_emu.explore.setup import reference
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from dynftrace_emu.explore.findings import Finding
     from dynftrace_emu.explore.job import Job
     from dynftrace_emu.explore.search import Outcome
-    from dynftrace_emu.explore.state import Action
+    from dynftrace_emu.explore.state import Action, State
     from dynftrace_emu.explore.world import World
 
 __all__ = ["Ending", "Measured", "Verdict", "measure"]
@@ -32,6 +33,7 @@ _WIDTH = 80
 _LABEL = 14
 _MAX_ALONE = 1_000_000
 _DRAWN = 50
+_LINE = 64
 _TEXT = {
     Text.COHERENT: "coherent: each next fetch sees a store",
     Text.STALE: "stale: a vCPU sees a store when it syncs, no sooner",
@@ -54,13 +56,17 @@ class Ending(Enum):
 class Measured:
     """What is found out about a job before it is explored.
 
+    :param first: the state it begins in.
     :param window: instructions of each task, in a run that is never patched.
+    :param places: of each site, the byte of its 64-byte line that it begins at.
     :param stores: bytes that become visible together, of each store to text, in order.
     :param threads: tasks, the patcher, and each kind of interrupt on each CPU.
     :param length: actions of the longest of some schedules that are drawn at random.
     """
 
+    first: State
     window: tuple[int, ...]
+    places: tuple[int, ...]
     stores: tuple[int, ...]
     threads: int
     length: int
@@ -72,16 +78,16 @@ def measure(job: Job, seed: int) -> Measured:
     :raises DynftraceError: the machine cannot be made of the job.
     :raises OptionError: a task never ends when nothing else happens.
     """
+    never = reference(job.setup)
+    window = tuple(_instructions(never, task) for task in range(never.idle))
     world, first = machine_of(job)
-    world.load(first)
-    window = tuple(_instructions(world, task) for task in range(world.idle))
-    world.load(first)
     stores = tuple(
         len(operation.piece.data)
         for operation in world.program.operations(())
         if isinstance(operation, StoreText)
     )
-    return Measured(window, stores, _threads(job), _longest(job, seed))
+    places = tuple(spot.address % _LINE for spot in world.spots)
+    return Measured(first, window, places, stores, _threads(job), _longest(job, seed))
 
 
 def _longest(job: Job, seed: int) -> int:
@@ -297,12 +303,10 @@ class Verdict:
         )
 
     def _sites(self) -> str:
-        world, _ = machine_of(self.job)
         sites = self.job.setup.sites
-        spots = zip(sites, world.spots, strict=True)
         return f"{len(sites)}: " + "; ".join(
-            f"{site.symbol} (byte {spot.address % 64} of 64): {site.old} -> {site.new}"
-            for site, spot in spots
+            f"{site.symbol} (byte {place} of {_LINE}): {site.old} -> {site.new}"
+            for site, place in zip(sites, self.measured.places, strict=True)
         )
 
     def _window(self) -> str:

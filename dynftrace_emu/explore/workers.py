@@ -7,6 +7,7 @@ their arguments, so work that was lost with a process is simply done again.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 from collections import deque
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
@@ -20,6 +21,7 @@ from dynftrace_emu.export.missing_extra import MissingExtraError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from multiprocessing.queues import SimpleQueue
     from types import TracebackType
 
 __all__ = ["LostWorker", "Workers", "cluster", "here", "processes"]
@@ -27,6 +29,8 @@ __all__ = ["LostWorker", "Workers", "cluster", "here", "processes"]
 _AHEAD = 3
 """Pieces of work handed out for each worker: one it does, and some that wait for it."""
 _MAX_LOSSES = 3
+_PATIENCE_S = 60.0
+"""How long one piece of work may take. They are cut to take a second; user code may hang."""
 _CONNECT_S = 10
 
 T = TypeVar("T")
@@ -45,7 +49,8 @@ class Workers(AbstractContextManager["Workers"]):
     :param begin: makes the executor; it may be asked for another one if that breaks.
     :param count: how many there are.
     :param lost: raised for work that went down with a worker.
-    :param close: done at the end.
+    :param patience: seconds that a piece of work may take.
+    :param close: ends the workers, whatever they do.
     """
 
     def __init__(
@@ -54,10 +59,11 @@ class Workers(AbstractContextManager["Workers"]):
         count: int,
         *,
         lost: tuple[type[Exception], ...] = (BrokenExecutor,),
+        patience: float | None = None,
         close: Callable[[], object] = lambda: None,
     ) -> None:
         self.count = count
-        self._losses, self._close = lost, close
+        self._losses, self._patience, self._close = lost, patience, close
         self.lost = 0
         """How often work had to be done again."""
         self._ahead = _AHEAD * count if count > 1 else 1
@@ -82,7 +88,11 @@ class Workers(AbstractContextManager["Workers"]):
                 if not waiting:
                     return
                 try:
-                    result = waiting[0][1].result()
+                    result = waiting[0][1].result(self._patience)
+                except TimeoutError:
+                    raise LostWorker(
+                        f"a worker has not answered for {self._patience} s: it hangs"
+                    ) from None
                 except self._losses:
                     self._begin_anew()
                     waiting = deque((p, self._submit(function, p)) for p, _ in waiting)
@@ -110,6 +120,7 @@ class Workers(AbstractContextManager["Workers"]):
             )
         if self._executor is not None:
             self._executor.shutdown(wait=False)
+        self._close()
         self._executor = self._begin()
 
     def __exit__(
@@ -119,7 +130,7 @@ class Workers(AbstractContextManager["Workers"]):
         trace: TracebackType | None,
     ) -> None:
         if self._executor is not None:
-            self._executor.shutdown(wait=True)
+            self._executor.shutdown(wait=False)
         self._close()
 
 
@@ -140,20 +151,32 @@ def here() -> Workers:
     return Workers(_Here, 1)
 
 
-def _ignore_interrupts() -> None:
-    """Ctrl-C goes to all processes of a terminal; the first one decides what comes of it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
 def processes(count: int) -> Workers:
     """That many processes of this program."""
     methods = multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+    context.set_forkserver_preload([__name__, "dynftrace_emu.explore.explorer"])
+    begun = context.SimpleQueue()
 
     def begin() -> Executor:
-        return ProcessPoolExecutor(count, mp_context=context, initializer=_ignore_interrupts)
+        return ProcessPoolExecutor(count, context, _begin_process, (begun,))
 
-    return Workers(begin, count)
+    def end() -> None:
+        """Nothing they still do is wanted."""
+        ours = set()
+        while not begun.empty():
+            ours.add(begun.get())
+        for process in multiprocessing.active_children():
+            if process.pid in ours:
+                process.kill()
+
+    return Workers(begin, count, patience=_PATIENCE_S, close=end)
+
+
+def _begin_process(begun: SimpleQueue[int]) -> None:
+    # Ctrl-C goes to all processes of a terminal; the first one decides what comes of it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    begun.put(os.getpid())
 
 
 def cluster(address: str) -> Workers:
