@@ -63,7 +63,7 @@ def _list(*, as_json: bool) -> int:
     from dynftrace_emu.cli.explore_view import scenario_lines
     from dynftrace_emu.explore.scenarios import SCENARIOS
 
-    scenarios = SCENARIOS.values()
+    scenarios = list(SCENARIOS.values())
     if as_json:
         rows = [
             {

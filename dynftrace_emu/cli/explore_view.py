@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from types import TracebackType
 
     from rich.status import Status
@@ -46,20 +46,15 @@ def show_verdict(verdict: Verdict, title: str, more: Iterable[str]) -> None:
         click.echo(line)
 
 
-def scenario_lines(scenarios: Iterable[Scenario]) -> Iterator[str]:
+def scenario_lines(scenarios: Sequence[Scenario]) -> Iterator[str]:
     """The table of ``--list``."""
-    rows = [
-        (s.name, s.expects.value if s.expects else "clean", s.mended or "", s.title)
-        for s in scenarios
-    ]
-    heads = ("NAME", "EXPECTED", "MENDED BY", "TITLE")
-    widths = [max(len(row[n]) for row in (heads, *rows)) for n in range(3)]
-    for row in (heads, *rows):
-        cells = [f"{cell:{width}}  " for cell, width in zip(row, widths, strict=False)]
-        yield from textwrap.wrap(
-            "".join((*cells, row[3])), _WIDTH, subsequent_indent=" " * (sum(widths) + 6),
-            drop_whitespace=True, break_on_hyphens=False,
-        )  # fmt: skip
+    rows = [(s.name, s.expects.value if s.expects else "clean", s.mended or "") for s in scenarios]
+    heads = ("NAME", "EXPECTED", "MENDED BY")
+    widths = [max(len(row[n]) for row in (heads, *rows)) for n in range(len(heads))]
+    for row, title in zip((heads, *rows), ("", *(s.title for s in scenarios)), strict=True):
+        cells = [f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)]
+        yield "  ".join(cells).rstrip()
+        yield from textwrap.wrap(title, _WIDTH, initial_indent="    ", subsequent_indent="    ")
 
 
 def check_line(check: Check, width: int) -> str:
