@@ -211,4 +211,4 @@ def to_limits(values: dict[str, Any]) -> Limits:
     """When to give up."""
     from dynftrace_emu.explore.explorer import Limits
 
-    return Limits(values["states"], values["time_limit"])
+    return Limits(values["states"], seconds=values["time_limit"])

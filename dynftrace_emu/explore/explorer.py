@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 __all__ = ["Kind", "Limits", "Strategy", "explore"]
 
 _ROW = 128
-"""States gone through as one piece of work, which takes some 10 ms."""
+"""States gone through as one piece of work, which takes some 10 ms ..."""
+_ROW_BYTES = 1 << 20
+"""... or fewer, if they are large."""
+_STATE_BYTES = 1536
+"""Of a state that is still to be gone through, beside its data."""
 _ALONE = 20_000
 """States gone through here before anybody else is asked: many a search is over by then."""
 _SAMPLE = 200
@@ -61,10 +65,12 @@ class Strategy:
 class Limits:
     """When to give up.
 
-    :param states: kept by an exhaustive search, about 0.25 KiB each.
+    :param states: known by an exhaustive search, about 0.3 KiB each.
+    :param bytes: for those of them that are still to be gone through, about.
     """
 
     states: int = 2_000_000
+    bytes: int = 1 << 30
     seconds: float | None = None
 
 
@@ -133,18 +139,21 @@ class _Exploration:
     # --- exhaustive ---
 
     def _by_levels(self) -> None:
+        size = len(self.measured.first.data) + _STATE_BYTES
         search = LevelSearch(
             self.measured.first,
             self.job.setup.bounds,
             self._expand,
             self.limits.states,
+            max(1, self.limits.bytes // size),
             self._go_on,
         )
         self.outcome = search.outcome
         search.run()
 
     def _expand(self, nodes: Sequence[Node], spare: int | None) -> Iterator[Expansion]:
-        rows = [nodes[at : at + _ROW] for at in range(0, len(nodes), _ROW)]
+        row = max(1, min(_ROW, _ROW_BYTES // len(self.measured.first.data)))
+        rows = [nodes[at : at + row] for at in range(0, len(nodes), row)]
         few = self._expanded < _ALONE or len(rows) < 2
         self._expanded += len(nodes)
         chosen = crews.here() if few and self.job.source is None else self.workers

@@ -229,7 +229,8 @@ class LevelSearch:
     """A search from ``first`` on.
 
     :param expander: does :func:`expand` for rows of nodes, in their order; it may be given up.
-    :param most: states to keep; what more there is is truncated.
+    :param most: states to know by their fingerprint; schedules that lead to more are truncated.
+    :param most_open: nodes to keep that are still to be gone through, likewise.
     :param go_on: asked after each row; False ends the search.
     """
 
@@ -237,6 +238,7 @@ class LevelSearch:
     bounds: Bounds
     expander: Callable[[Sequence[Node], int | None], Iterator[Expansion]]
     most: int
+    most_open: int
     go_on: Callable[[Outcome], bool] = lambda _: True
     outcome: Outcome = field(default_factory=Outcome)
     _graph: _Graph = field(default_factory=_Graph)
@@ -326,7 +328,7 @@ class LevelSearch:
         number = graph.numbers.get(edge.key)
         known = number is not None
         if number is None:
-            if outcome.states >= self.most:
+            if outcome.states >= self.most or self._open >= self.most_open:
                 outcome.truncated += 1
                 return
             number = self._number(edge.key)

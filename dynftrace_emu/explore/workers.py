@@ -91,7 +91,8 @@ class Workers(AbstractContextManager["Workers"]):
                     result = waiting[0][1].result(self._patience)
                 except TimeoutError:
                     raise LostWorker(
-                        f"a worker has not answered for {self._patience} s: does a protocol of your own hang?"
+                        f"a worker has not answered for {self._patience:.0f} s: does a protocol "
+                        "of your own hang?"
                     ) from None
                 except self._losses:
                     self._begin_anew()
