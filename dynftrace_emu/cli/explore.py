@@ -138,7 +138,7 @@ def _jobs(names: tuple[str, ...], values: dict[str, Any]) -> list[tuple[Job, str
     from dynftrace_emu.explore.protocol_file import read_protocol_file
     from dynftrace_emu.explore.scenario import Scenario, scenario_named
     from dynftrace_emu.explore.scenarios import SCENARIOS
-    from dynftrace_emu.explore.setup import Setup
+    from dynftrace_emu.explore.setup import Setup, with_guest
 
     overrides = to_overrides(values)
     protocol = values["protocol"] or ""
@@ -146,8 +146,13 @@ def _jobs(names: tuple[str, ...], values: dict[str, Any]) -> list[tuple[Job, str
     chosen = [scenario_named(name, SCENARIOS) for name in names]
     if not names:
         chosen = [Scenario("what the options describe", Setup())]
+    setups = [overrides.apply(scenario.setup) for scenario in chosen]
+    if values["guest"] is not None:
+        if protocol:
+            raise OptionError("--guest patches by itself: leave --protocol out")
+        setups = [with_guest(setup, values["guest"]) for setup in setups]
     quiet = not values["no_reduction"]
-    return [(Job(overrides.apply(s.setup), source, quiet), s.title) for s in chosen]
+    return [(Job(u, source, quiet), s.title) for u, s in zip(setups, chosen, strict=True)]
 
 
 def _explore(names: tuple[str, ...], values: dict[str, Any]) -> int:

@@ -32,22 +32,20 @@ _OVERRIDES = (
 )  # fmt: skip
 
 
-class _Preemptions(click.ParamType[int]):
+class _Preemptions(click.ParamType[int | str]):
     """A number, or ``none``: without a bound."""
 
     name = "n|none"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Parse; no bound is -1."""
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | str:
+        """Parse."""
         if value == "none":
-            return -1
-        try:
-            number = int(value)
-        except ValueError:
-            number = -1
-        if number < 0:
+            return "none"
+        if not str(value).isdecimal():
             self.fail(f"{value!r} is not a number of preemptions, nor none", param, ctx)
-        return number
+        return int(value)
 
 
 class _Serializing(click.ParamType[frozenset[str]]):
@@ -157,6 +155,10 @@ def explore_options() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
             "--expect", type=click.Choice([*CLASSES, "clean"]), metavar="CLASS",
             help="Exit 0 if just this is found (clean: nothing), else 1.",
         ),
+        click.option(
+            "--guest", type=click.Path(path_type=Path), metavar="FILE",
+            help="Guest code that patches by itself, in C or assembly, in place of a protocol.",
+        ),
         json_option("Print one JSON document."),
     ]  # fmt: skip
 
@@ -180,18 +182,10 @@ def describing(context: click.Context) -> list[str]:
 
 def to_overrides(values: dict[str, Any]) -> Overrides:
     """What the options say about a setup."""
-    from dynftrace_emu.explore.model import Text
-    from dynftrace_emu.explore.overrides import Overrides
-    from dynftrace_emu.machine.engine import Park
+    from dynftrace_emu.explore.overrides import overrides_from
 
-    given = {name: values[name] for name in _OVERRIDES if values[name] is not None}
-    if "model" in given:
-        given["text"] = Text(given.pop("model"))
-    if "park" in given:
-        given["park"] = Park(given["park"])
-    if "chunk" in given:
-        given["chunk"] = int(given["chunk"])
-    return Overrides(**given)
+    chunk = values["chunk"] and int(values["chunk"])
+    return overrides_from({**{name: values[name] for name in _OVERRIDES}, "chunk": chunk})
 
 
 def to_strategy(values: dict[str, Any]) -> Strategy:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, fields, replace
+from enum import Enum
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dynftrace_emu.errors import OptionError
+from dynftrace_emu.explore.model import Text
 from dynftrace_emu.explore.setup import OpsSpec, Setup, SiteSpec
+from dynftrace_emu.machine.engine import Park
 
 if TYPE_CHECKING:
     from dynftrace_emu.explore.lab import TaskSpec
-    from dynftrace_emu.explore.model import Text
-    from dynftrace_emu.machine.engine import Park
 
-__all__ = ["ANY", "FUNCTIONS", "Overrides"]
+__all__ = ["ANY", "FUNCTIONS", "Overrides", "overrides_from"]
+
+E = TypeVar("E", bound=Enum)
 
 ANY = -1
 """Preemptions without a bound."""
@@ -97,6 +100,35 @@ class Overrides:
             )
         given = _given(old=_encoding(self.old), new=_encoding(self.new))
         return tuple(replace(site, **given) for site in sites)
+
+
+def overrides_from(values: dict[str, Any]) -> Overrides:
+    """Overrides by the words of the command line: ``model``, ``park`` and the like are text.
+
+    :param values: None: not given; ``preemptions`` may be ``"none"``: without a bound.
+    :raises OptionError: a name or a word is none of ours.
+    """
+    given = {name: value for name, value in values.items() if value is not None}
+    known = {field.name for field in fields(Overrides)} - {"text"} | {"model"}
+    for name in given.keys() - known:
+        raise OptionError(f"{name!r} is no option: choose from {', '.join(sorted(known))}")
+    if "model" in given:
+        given["text"] = _word(Text, "model", given.pop("model"))
+    if "park" in given:
+        given["park"] = _word(Park, "park", given["park"])
+    if given.get("preemptions") == "none":
+        given["preemptions"] = ANY
+    if "serializing" in given:
+        given["serializing"] = frozenset(given["serializing"])
+    return Overrides(**given)
+
+
+def _word(kind: type[E], name: str, value: str) -> E:
+    try:
+        return kind(value)
+    except ValueError:
+        choices = ", ".join(member.value for member in kind)
+        raise OptionError(f"{name} {value!r}: choose from {choices}") from None
 
 
 def _given(**values: Any) -> dict[str, Any]:
