@@ -23,6 +23,7 @@ __all__ = [
     "PatchMismatch",
     "ProtocolError",
     "RecordError",
+    "ReplayError",
     "StopMachineTimeout",
     "TextBusyError",
 ]
@@ -136,6 +137,12 @@ class ProtocolError(DynftraceError):
     """A patching protocol asks for what cannot be done; the message names protocol and step."""
 
     exit_code = 2
+
+
+class ReplayError(DynftraceError):
+    """A counterexample cannot be run, so nothing can be said; what `git bisect run` skips."""
+
+    exit_code = 125
 
 
 class GuestFault(DynftraceError):

@@ -1,6 +1,7 @@
 """The ``dynftrace-emu`` command: finds its sub-commands, and turns errors into exit codes.
 
-0: done. 1: the guest or a check failed. 2: used wrongly. 130: interrupted.
+0: done. 1: the guest or a check failed. 2: used wrongly. 125: a counterexample that cannot be run.
+130: interrupted.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dynftrace_emu.cli.convert import convert
 from dynftrace_emu.cli.explore import explore
 from dynftrace_emu.cli.inspect import inspect
 from dynftrace_emu.cli.record import record
+from dynftrace_emu.cli.replay import replay
 from dynftrace_emu.cli.report import report
 from dynftrace_emu.cli.run import run
 from dynftrace_emu.errors import DynftraceError
@@ -43,6 +45,7 @@ cli.add_command(run)
 cli.add_command(record)
 cli.add_command(report)
 cli.add_command(convert)
+cli.add_command(replay)
 cli.add_command(inspect)
 cli.add_command(explore)
 cli.add_command(bench)

@@ -1,140 +1,135 @@
-"""A schedule that ends in a finding, as a file: the same file gives the same end on any machine."""
+"""A schedule that ends in a finding, as a file: the same file gives the same end on any machine.
+
+docs/counterexample.md describes it.
+"""
 
 from __future__ import annotations
 
-import itertools
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dynftrace_emu import __version__
-from dynftrace_emu.errors import ImageError
-from dynftrace_emu.explore import setup as setups
-from dynftrace_emu.explore.findings import Finding, FindingClass, Found
-from dynftrace_emu.explore.world import Action
+from dynftrace_emu.errors import DynftraceError, ImageError
+from dynftrace_emu.explore.findings import Finding, FindingClass
+from dynftrace_emu.explore.job import Job
+from dynftrace_emu.explore.plain import from_plain, to_plain
+from dynftrace_emu.explore.schedule import parse, to_text
+from dynftrace_emu.explore.setup import Setup  # noqa: TC001 - its type hint is read
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from dynftrace_emu.explore.setup import Setup
-    from dynftrace_emu.explore.world import World
+    from dynftrace_emu.explore.state import Action
 
-__all__ = ["Counterexample", "play", "shrink"]
+__all__ = ["SCHEMA", "Counterexample", "load"]
 
 SCHEMA = "dynftrace-emu/counterexample/1"
+_MAX_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
 class Counterexample:
-    """A setup, the schedule to run in it, and what that ends in.
+    """A job, the schedule to run in its machine, and what that ends in.
 
-    :param source: the text of a user's protocol file; None for a built-in protocol.
+    :param seed: of the search that found it; None: it needs none.
+    :param image: sha256 of the guest it was found with; None: of the one that it makes now.
+    :param version: of the program that found it.
     """
 
-    setup: Setup
+    job: Job
     schedule: tuple[Action, ...]
     finding: Finding
-    source: str | None = None
+    seed: int | None = None
+    image: str | None = None
+    version: str = __version__
 
     def dump(self) -> str:
         """As JSON text."""
-        document = {
-            "schema": SCHEMA,
-            "version": __version__,
-            "setup": setups.to_json(self.setup),
-            "source": self.source,
-            "finding": {
-                "class": self.finding.kind.value,
-                "what": self.finding.what,
-                "cpu": self.finding.cpu,
-                "ip": self.finding.ip,
-            },
-            "schedule": [list(action) for action in self.schedule],
-        }
-        return json.dumps(document, indent=1) + "\n"
+        finding = self.finding
+        ip = None if finding.ip is None else f"{finding.ip:#x}"
+        document = _File(
+            SCHEMA,
+            self.version,
+            self.image or self.job.setup.image.sha256,
+            self.seed,
+            _Found(finding.kind, finding.what, finding.cpu, ip),
+            tuple(map(to_text, self.schedule)),
+            self.job.quiet,
+            self.job.setup,
+            self.job.source,
+        )
+        return json.dumps(to_plain(document), indent=1) + "\n"
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A finding, as the file has it."""
+
+    kind: FindingClass = field(metadata={"key": "class"})
+    what: str
+    cpu: int | None
+    ip: str | None
+
+    def finding(self) -> Finding:
+        """As everybody else has it.
+
+        :raises ImageError: ``ip`` is no address.
+        """
+        try:
+            ip = None if self.ip is None else int(self.ip, 16)
+        except ValueError:
+            raise ImageError(f"finding.ip is {ascii(self.ip)[:40]}, not an address") from None
+        return Finding(self.kind, self.what, self.cpu, ip)
+
+
+@dataclass(frozen=True)
+class _File:
+    """The file's keys, in their order."""
+
+    schema: str
+    version: str
+    image: str
+    seed: int | None
+    finding: _Found
+    schedule: tuple[str, ...]
+    quiet: bool
+    setup: Setup
+    source: str | None
 
 
 def load(path: Path) -> Counterexample:
     """Read a file that :meth:`Counterexample.dump` has made.
 
-    :raises ImageError: it cannot be read, or is none.
+    :raises ImageError: it cannot be read, or is none; one line says what is wrong where.
     """
     try:
-        document: dict[str, Any] = json.loads(path.read_text())
-        if document.get("schema") != SCHEMA:
-            raise ImageError(f"{path}: schema {document.get('schema')!r} is not {SCHEMA!r}")
-        found = document["finding"]
-        return Counterexample(
-            setups.from_json(document["setup"]),
-            tuple(Action(str(k), int(w), int(v)) for k, w, v in document["schedule"]),
-            Finding(FindingClass(found["class"]), found["what"], found["cpu"], found["ip"]),
-            document["source"],
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ImageError(f"{path} is no counterexample: {error}") from None
+        return _from_document(_read(path))
+    except DynftraceError as error:
+        raise ImageError(f"{path}: {error}") from None
 
 
-def play(world: World, schedule: Sequence[Action]) -> tuple[Finding | None, int]:
-    """Run a schedule: what it ends in, and how many of its actions that took.
-
-    Actions that are not possible when their turn comes are left out.
-    """
-    count = 0
+def _read(path: Path) -> Any:
     try:
-        for count, action in enumerate(schedule, 1):  # noqa: B007
-            if action in world.actions():
-                world.act(action)
-        if world.finished or not world.actions():
-            world.check_end()
-    except Found as found:
-        return found.finding, count
-    return None, len(schedule)
+        with path.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+        if len(data) > _MAX_BYTES:
+            raise ImageError("too big for a counterexample")
+        return json.loads(data)
+    except OSError as error:
+        raise ImageError(error.strerror or type(error).__name__) from None
+    except (ValueError, RecursionError) as error:
+        raise ImageError(f"no JSON: {error}") from None
 
 
-def shrink(
-    world: World, schedule: Sequence[Action], kind: FindingClass
-) -> tuple[Finding, tuple[Action, ...]]:
-    """The shortest schedule found that ends in a finding of the same kind.
-
-    Parts are left out, halves first, then single actions (Zeller's ddmin), and actions of one
-    actor are drawn together, until nothing of that works any more.
-    """
-    first = world.save()
-
-    def outcome(candidate: Sequence[Action]) -> tuple[Finding, tuple[Action, ...]] | None:
-        world.load(first)
-        finding, count = play(world, candidate)
-        if finding is None or finding.kind is not kind:
-            return None
-        return finding, tuple(candidate[:count])
-
-    best = outcome(schedule)
-    assert best is not None, "the schedule does not repeat"
-    while True:
-        for candidate in _smaller(best[1]):
-            shorter = outcome(candidate)
-            if shorter is not None and _weight(shorter[1]) < _weight(best[1]):
-                best = shorter
-                break
-        else:
-            world.load(first)
-            return best
-
-
-def _weight(schedule: Sequence[Action]) -> tuple[int, int]:
-    """What to make small: actions, then turns."""
-    turns = sum(a[:2] != b[:2] for a, b in itertools.pairwise(schedule))
-    return len(schedule), turns
-
-
-def _smaller(schedule: tuple[Action, ...]) -> Iterator[tuple[Action, ...]]:
-    size = len(schedule) // 2
-    while size:
-        for begin in range(0, len(schedule), size):
-            yield schedule[:begin] + schedule[begin + size :]
-        size //= 2
-    for index in range(len(schedule) - 1):
-        a, b = schedule[index], schedule[index + 1]
-        if a[:2] != b[:2]:
-            yield (*schedule[:index], b, a, *schedule[index + 2 :])
+def _from_document(document: Any) -> Counterexample:
+    if not isinstance(document, dict) or "schema" not in document:
+        raise ImageError(f"no counterexample: it has no schema {SCHEMA!r}")
+    if document["schema"] != SCHEMA:
+        raise ImageError(f"its schema is {ascii(document['schema'])[:60]}; I know {SCHEMA!r}")
+    fields = from_plain(_File, document, "")
+    schedule = tuple(parse(line, f"schedule[{n}]") for n, line in enumerate(fields.schedule))
+    job = Job(fields.setup, fields.source, fields.quiet)
+    return Counterexample(
+        job, schedule, fields.finding.finding(), fields.seed, fields.image, fields.version
+    )

@@ -16,6 +16,7 @@ __all__ = ["CHUNKS", "Bounds", "Model", "Text"]
 
 CHUNKS = (8, 16, 32, 64)
 """Sizes of an aligned block that one fetch reads as a whole, in bytes."""
+MAX_BOUND = 1_000_000
 
 
 class Text(Enum):
@@ -59,3 +60,13 @@ class Bounds:
     nmis: int = 0
     timers: int = 0
     steps: int = 5000
+
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ("preemptions", self.preemptions, 0),
+            ("nmis", self.nmis, 0),
+            ("timers", self.timers, 0),
+            ("steps", self.steps, 1),
+        ):
+            if value is not None and not least <= value <= MAX_BOUND:
+                raise OptionError(f"{name}: {value} is not from {least} to {MAX_BOUND}")

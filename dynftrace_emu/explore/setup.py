@@ -1,4 +1,4 @@
-"""What is explored, as a value: written to JSON and read back it gives the same machine.
+"""What is explored, as a value, and the machine that is made of it.
 
 A :class:`Setup` names everything by symbols and words; :func:`build` makes a
 :class:`~.world.World` of it.
@@ -6,19 +6,18 @@ A :class:`Setup` names everything by symbols and words; :func:`build` makes a
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dynftrace_emu.errors import ImageError, OptionError
+from dynftrace_emu.errors import OptionError
 from dynftrace_emu.explore.findings import Found
 from dynftrace_emu.explore.foreign import Foreign
 from dynftrace_emu.explore.guest_code import POKER, GuestCode, compile_guest
 from dynftrace_emu.explore.lab import Lab, LabImage, Registers, TaskSpec
-from dynftrace_emu.explore.model import Bounds, Model, Text
+from dynftrace_emu.explore.model import Bounds, Model
 from dynftrace_emu.explore.poke import Poke, word
 from dynftrace_emu.explore.program import Program
 from dynftrace_emu.explore.protocols import none
@@ -27,7 +26,6 @@ from dynftrace_emu.explore.watch import Ops, Site, Watch
 from dynftrace_emu.explore.world import World
 from dynftrace_emu.ftrace.encodings import CALL, JMP, NOP
 from dynftrace_emu.ftrace.protocols import TextChange
-from dynftrace_emu.machine.engine import Park
 from dynftrace_emu.machine.vcpu import Reg
 
 if TYPE_CHECKING:
@@ -39,18 +37,11 @@ if TYPE_CHECKING:
     from dynftrace_emu.explore.steps import Protocol, Step
     from dynftrace_emu.kernel.image import KernelImage
 
-__all__ = [
-    "OpsSpec",
-    "Setup",
-    "SiteSpec",
-    "build",
-    "encode",
-    "from_json",
-    "reference",
-    "to_json",
-    "with_guest",
-]
+__all__ = ["OpsSpec", "Setup", "SiteSpec", "build", "encode", "reference", "with_guest"]
 
+# What firmware/explore/lab.S has room for, beside the patcher's.
+MAX_TASKS, MAX_CPUS, MAX_SITES = 8, 8, 4
+MAX_PAD, MAX_ROUNDS = 1 << 16, 1000
 _LONGEST = 100_000
 """Steps of a task that runs alone; what is longer is not for exploring."""
 _FIXED = {
@@ -114,10 +105,32 @@ class Setup:
     foreign: Foreign | None = None
     offline: tuple[int, ...] = ()
 
+    def __post_init__(self) -> None:
+        _check("tasks", len(self.tasks), 0, MAX_TASKS)
+        _check("sites", len(self.sites), 1, MAX_SITES)
+        _check("pad", self.pad, 0, MAX_PAD)
+        for task in self.tasks:
+            _check("a task's cpu", task.cpu, 0, MAX_CPUS - 1)
+            _check("a task's rounds", task.rounds, 1, MAX_ROUNDS)
+            _check("a task's functions", len(task.functions), 1, 2)
+
+    @property
+    def image(self) -> KernelImage:
+        """The guest.
+
+        :raises ImageError: it cannot be made.
+        """
+        return LabImage(self.defines, self.pad, self.guest, self.foreign).image
+
     @property
     def nr_cpus(self) -> int:
         """Of the tasks; the patcher has one more."""
         return max((task.cpu for task in self.tasks), default=-1) + 1
+
+
+def _check(what: str, value: int, least: int, most: int) -> None:
+    if not least <= value <= most:
+        raise OptionError(f"{what}: {value} is not from {least} to {most}")
 
 
 def encode(text: str, address: int, image: KernelImage) -> bytes:
@@ -186,11 +199,13 @@ def _never_patched(setup: Setup) -> Setup:
 
 
 def _assemble(setup: Setup, protocol: Protocol, *, never: bool = False) -> World:
-    image = LabImage(setup.defines, setup.pad, setup.guest, setup.foreign).image
+    image = setup.image
     poker = POKER if setup.guest is not None and not never else None
     lab = Lab(image, setup.nr_cpus + 1, setup.tasks, poker)
     for symbol, value in setup.words:
         number = image.address(value) if isinstance(value, str) else value
+        if not lab.start <= image.address(symbol) <= lab.end - 8:
+            raise OptionError(f"{symbol} is no variable of the guest")
         lab.write_data(image.address(symbol), word(number))
     sites = [_site(spec, image) for spec in setup.sites]
     change = _change([site for site in sites if site.old != site.new])
@@ -239,6 +254,9 @@ def _change(sites: list[Site]) -> TextChange:
 
 def _site(spec: SiteSpec, image: KernelImage) -> Site:
     address = image.address(spec.symbol)
+    begin, end = image.text_range
+    if not begin <= address <= end - 5:
+        raise OptionError(f"site {spec.symbol} is not in the guest's text")
     old, new = (encode(text, address, image) for text in (spec.old, spec.new))
     return Site(address, old, new, spec.traced)
 
@@ -268,77 +286,3 @@ def _run_to_end(world: World, number: int) -> None:
             return
         world.run_alone(number)
     raise OptionError(f"task {number} does not end within {_LONGEST} steps when it runs alone")
-
-
-# --- JSON ---
-
-
-def to_json(setup: Setup) -> dict[str, Any]:
-    """The setup as JSON has it."""
-    return dataclasses.asdict(
-        setup, dict_factory=lambda pairs: {key: _plain(value) for key, value in pairs}
-    )
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, (Text, Park)):
-        return value.value
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode()
-    return sorted(value) if isinstance(value, frozenset) else value
-
-
-def from_json(document: dict[str, Any]) -> Setup:
-    """The opposite of :func:`to_json`.
-
-    :raises ImageError: it is none of ours.
-    """
-    try:
-        fields = dict(document)
-        model = dict(fields.pop("model"))
-        model.update(
-            text=Text(model["text"]), park=Park(model["park"]),
-            serializing=frozenset(model["serializing"]),
-        )  # fmt: skip
-        return Setup(
-            **{
-                **fields,
-                "defines": tuple(fields["defines"]),
-                "tasks": tuple(
-                    TaskSpec(t["cpu"], tuple(t["functions"]), t["rounds"], tuple(t["arguments"]))
-                    for t in fields["tasks"]
-                ),
-                "sites": tuple(SiteSpec(**site) for site in fields["sites"]),
-                "ops": tuple(
-                    OpsSpec(o["name"], o["argument"], tuple(o["before"]), tuple(o["after"]))
-                    for o in fields["ops"]
-                ),
-                "words": tuple((symbol, value) for symbol, value in fields["words"]),
-                "model": Model(**model),
-                "bounds": Bounds(**fields["bounds"]),
-                "guest": _guest(fields["guest"]),
-                "foreign": _foreign(fields["foreign"]),
-                "offline": tuple(fields["offline"]),
-            }
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ImageError(f"not a setup: {type(error).__name__}: {error}") from None
-
-
-def _foreign(fields: dict[str, Any] | None) -> Foreign | None:
-    if fields is None:
-        return None
-    return Foreign(fields["name"], base64.b64decode(fields["data"]))
-
-
-def _guest(fields: dict[str, Any] | None) -> GuestCode | None:
-    if fields is None:
-        return None
-    return GuestCode(
-        **{
-            **fields,
-            "text": base64.b64decode(fields["text"]),
-            "data": base64.b64decode(fields["data"]),
-            "symbols": tuple((name, at, size) for name, at, size in fields["symbols"]),
-        }
-    )

@@ -376,12 +376,12 @@ class World:
     def _advance(self, number: int, cpu: int, rip: int) -> Exit | None:
         """Execute the instruction at ``rip`` and the quiet ones that follow it in a row."""
         insn = self.lab.decode(rip)
-        if self.on_instruction is not None:
-            self.on_instruction(number, rip, None)
-        in_a_row = self.quiet and self.on_instruction is None
-        in_a_row = in_a_row and not self._shares_nmi_stack(self.tasks[number], cpu)
-        count = self._cores.length(rip) if in_a_row else 1
-        exit_, registers = self._cores.step(cpu, self.tasks[number].registers, count)
+        registers, exit_ = self.tasks[number].registers, None
+        for count in self._strides(number, cpu, rip):
+            if exit_ is None:
+                if self.on_instruction is not None:
+                    self.on_instruction(number, _rip(registers), None)
+                exit_, registers = self._cores.step(cpu, registers, count)
         self.tasks[number] = self.tasks[number]._replace(registers=registers)
         if insn.text.startswith("iret"):
             self._after_iret(number, cpu)
@@ -395,6 +395,12 @@ class World:
     def _shares_nmi_stack(self, task: Task, cpu: int) -> bool:
         """Whether an NMI may come in an NMI: its frame goes where the first one's stack is."""
         return bool(self.nmis) and NMI in task.frames and not self.cpus[cpu].nmi_blocked
+
+    def _strides(self, number: int, cpu: int, rip: int) -> Sequence[int]:
+        """How many instructions to execute at a time: one, if somebody wants to see each."""
+        in_a_row = self.quiet and not self._shares_nmi_stack(self.tasks[number], cpu)
+        length = self._cores.length(rip) if in_a_row else 1
+        return (length,) if self.on_instruction is None else (1,) * length
 
     def _after(self, number: int, cpu: int, exit_: Exit) -> None:
         """Act on what ended a run: an int3 goes to its handler, all else is a fault."""
