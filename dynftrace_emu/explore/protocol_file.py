@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from dynftrace_emu.errors import OptionError, ProtocolError
+from dynftrace_emu.explore.mutations import mutant, split_name
 from dynftrace_emu.explore.protocols import PROTOCOLS
 from dynftrace_emu.explore.scenarios import SCENARIOS
 
@@ -58,6 +59,9 @@ def protocol_of(name: str, scenario: str, source: str | None = None) -> Protocol
     :param source: the text of the file that ``name`` is in; None: it is built in.
     :raises OptionError: there is none, or the file cannot be executed.
     """
+    base, mutation = split_name(name)
+    if mutation is not None:
+        return mutant(protocol_of(base, source), mutation)
     if source is not None:
         return _from_source(name, source)
     known = dict(PROTOCOLS)

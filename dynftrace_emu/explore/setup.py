@@ -37,7 +37,17 @@ if TYPE_CHECKING:
     from dynftrace_emu.explore.steps import Protocol, Step
     from dynftrace_emu.kernel.image import KernelImage
 
-__all__ = ["OpsSpec", "Setup", "SiteSpec", "build", "encode", "reference", "with_guest"]
+__all__ = [
+    "OpsSpec",
+    "Setup",
+    "SiteSpec",
+    "build",
+    "change_of",
+    "encode",
+    "equip",
+    "reference",
+    "with_guest",
+]
 
 # What firmware/explore/lab.S has room for, beside the patcher's.
 MAX_TASKS, MAX_CPUS, MAX_SITES = 8, 8, 4
@@ -208,21 +218,12 @@ def _assemble(setup: Setup, protocol: Protocol, *, never: bool = False) -> World
             raise OptionError(f"{symbol} is no variable of the guest")
         lab.write_data(image.address(symbol), word(number))
     sites = [_site(spec, image) for spec in setup.sites]
-    change = _change([site for site in sites if site.old != site.new])
     spots = [Spot(site.address, 5, lab.physical(site.address, 5)) for site in sites]
     ops = [_ops(spec, image) for spec in setup.ops]
     watch = Watch(image, spots, sites, ops, nmi_rule=setup.nmi_rule)
-    poke = Poke(image)
     if poker:
-        _write_changes(lab, poke, change)
-
-    def make() -> Iterator[Step]:
-        return protocol(change, poke)
-
-    for array in (change.sites, change.old, change.new):
-        array.flags.writeable = False  # a protocol is run again and again
-    data = lab.start, lab.end
-    program = Program(setup.protocol, make, spots, setup.model.chunk, data, setup.nr_cpus + 1)
+        _write_changes(lab, Poke(image), change_of(watch))
+    program = _program(lab, watch, setup, protocol)
     watch.int3 = program.stores_int3 or poker is not None
     return World(
         lab, program, watch, setup.model,
@@ -230,6 +231,40 @@ def _assemble(setup: Setup, protocol: Protocol, *, never: bool = False) -> World
         nmis=setup.bounds.nmis, timers=setup.bounds.timers, poker=poker is not None,
         offline=setup.offline,
     )  # fmt: skip
+
+
+def equip(world: World, setup: Setup, protocol: Protocol) -> None:
+    """Give a machine the protocol and the model of ``setup``, which is its own otherwise.
+
+    :raises ProtocolError: the protocol does not run.
+    """
+    world.program, world.model = _program(world.lab, world.watch, setup, protocol), setup.model
+    world.watch.int3 = world.program.stores_int3
+
+
+def change_of(watch: Watch) -> TextChange:
+    """What a protocol is asked for: the sites that read something else afterwards."""
+    sites = [site for site in watch.sites if site.old != site.new]
+
+    def rows(codes: list[bytes]) -> NDArray[np.uint8]:
+        return np.frombuffer(b"".join(codes), dtype=np.uint8).reshape(-1, 5)
+
+    addresses = np.array([site.address for site in sites], dtype=np.uint64)
+    return TextChange(addresses, rows([s.old for s in sites]), rows([s.new for s in sites]))
+
+
+def _program(lab: Lab, watch: Watch, setup: Setup, protocol: Protocol) -> Program:
+    change, poke = change_of(watch), Poke(lab.image)
+    for array in (change.sites, change.old, change.new):
+        array.flags.writeable = False  # a protocol is run again and again
+
+    def make() -> Iterator[Step]:
+        return protocol(change, poke)
+
+    data = lab.start, lab.end
+    return Program(
+        setup.protocol, make, watch.spots, setup.model.chunk, data, setup.nr_cpus + 1
+    )
 
 
 def _write_changes(lab: Lab, poke: Poke, change: TextChange) -> None:
@@ -242,14 +277,6 @@ def _write_changes(lab: Lab, poke: Poke, change: TextChange) -> None:
         lab.write_data(address, b"".join(entry))
         address += sum(map(len, entry))
     lab.write_data(lab.image.address("lab_nr_changes"), word(len(change.sites)))
-
-
-def _change(sites: list[Site]) -> TextChange:
-    def rows(codes: list[bytes]) -> NDArray[np.uint8]:
-        return np.frombuffer(b"".join(codes), dtype=np.uint8).reshape(-1, 5)
-
-    addresses = np.array([site.address for site in sites], dtype=np.uint64)
-    return TextChange(addresses, rows([s.old for s in sites]), rows([s.new for s in sites]))
 
 
 def _site(spec: SiteSpec, image: KernelImage) -> Site:
