@@ -104,10 +104,13 @@ def _digest(part: Task | Cpu) -> bytes:
     return hashlib.blake2b(repr(part).encode(), digest_size=_DIGEST).digest()
 
 
-def expand(world: World, nodes: Sequence[Node], spare: int | None) -> Expansion:
+def expand(
+    world: World, nodes: Sequence[Node], spare: int | None, only: FindingClass | None = None
+) -> Expansion:
     """Do every action that is possible in each of the nodes.
 
     :param spare: preemptions that may still be made; None: any number, nobody counts.
+    :param only: findings of other classes are ends like any other.
     """
     result = Expansion()
     for number, node in enumerate(nodes):
@@ -128,11 +131,21 @@ def expand(world: World, nodes: Sequence[Node], spare: int | None) -> Expansion:
                     result.cut.add(number)
                     continue
                 world.load(node.state)
-                world.act(action)
-                edges.append(Edge(action, cost, _arrived(world, node, actor, result, spare)))
+                try:
+                    world.act(action)
+                    key = _arrived(world, node, actor, result, spare)
+                except Found as found:
+                    if only not in (None, found.finding.kind):
+                        key = _ENDS
+                    else:
+                        raise
+                edges.append(Edge(action, cost, key))
                 if not begun and world.begun:
                     result.starts.add(fingerprint(node.state))
         except Found as found:
+            if only not in (None, found.finding.kind):
+                result.cut.add(number)
+                continue
             result.found = found.finding, action
             break
     result.parts.clear()

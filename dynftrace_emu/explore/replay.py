@@ -11,7 +11,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
 from dynftrace_emu.errors import ImageError
-from dynftrace_emu.explore.findings import Found
+from dynftrace_emu.explore.findings import FindingClass, Found
 from dynftrace_emu.explore.job import machine_of
 from dynftrace_emu.explore.lab import Registers, decode
 from dynftrace_emu.explore.schedule import end_of, to_text
@@ -99,7 +99,8 @@ def run(counterexample: Counterexample) -> Replay:
     finding, impossible = recorder.run(counterexample.schedule)
     at_end = False
     if finding is None and impossible is None:
-        finding = end_of(world, counterexample.finding.kind)
+        endless = counterexample.finding.kind is FindingClass.DEADLOCK
+        finding = end_of(world, endless=endless)
         at_end = finding is not None
     if impossible is None:
         end = _end(finding, counterexample)

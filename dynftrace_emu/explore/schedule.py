@@ -35,12 +35,12 @@ class Played(NamedTuple):
     schedule: tuple[Action, ...]
 
 
-def play(world: World, schedule: Sequence[Action], kind: FindingClass) -> Played:
+def play(world: World, schedule: Sequence[Action], *, endless: bool = False) -> Played:
     """Run a schedule from the world's present state.
 
     Actions that are not possible when their turn comes are left out.
 
-    :param kind: the class that is looked for (:func:`end_of`).
+    :param endless: see :func:`end_of`.
     """
     done: list[Action] = []
     try:
@@ -50,14 +50,14 @@ def play(world: World, schedule: Sequence[Action], kind: FindingClass) -> Played
                 world.act(action)
     except Found as found:
         return Played(found.finding, tuple(done))
-    return Played(end_of(world, kind), tuple(done))
+    return Played(end_of(world, endless=endless), tuple(done))
 
 
-def end_of(world: World, kind: FindingClass) -> Finding | None:
-    """What is wrong where a schedule ends.
+def end_of(world: World, *, endless: bool) -> Finding | None:
+    """What is wrong where a schedule ends; nothing, if more can happen.
 
-    That is judged if nothing more can happen. If a deadlock is looked for (``kind``), it is one,
-    too, if no end can be reached, whatever happens.
+    :param endless: it is a deadlock, too, if no end can be reached whatever happens: they wait in
+        a circle.
     """
     try:
         if world.finished or not world.actions():
@@ -65,7 +65,7 @@ def end_of(world: World, kind: FindingClass) -> Finding | None:
             return None
     except Found as found:
         return found.finding
-    if kind is FindingClass.DEADLOCK and _is_endless(world):
+    if endless and _is_endless(world):
         return Finding(FindingClass.DEADLOCK, "whatever happens from here on, there is no end")
     return None
 

@@ -12,6 +12,7 @@ from dynftrace_emu.explore.findings import FindingClass
 from dynftrace_emu.explore.guest_code import compile_guest
 from dynftrace_emu.explore.lab import LabImage, TaskSpec
 from dynftrace_emu.explore.model import Bounds, Model, Text
+from dynftrace_emu.explore.plain import from_plain, to_plain
 from dynftrace_emu.explore.protocols import none
 from dynftrace_emu.explore.search import exhaustive
 from dynftrace_emu.explore.setup import (
@@ -19,8 +20,6 @@ from dynftrace_emu.explore.setup import (
     Setup,
     SiteSpec,
     build,
-    from_json,
-    to_json,
     with_guest,
 )
 
@@ -128,7 +127,7 @@ def test_code_that_was_linked_against_another_lab_is_refused(tmp_path):
 def test_compiled_code_travels_as_json_and_needs_no_compiler(tmp_path):
     guest = compiled(tmp_path, EXAMPLE.read_text())
     setup = Setup(guest=guest)
-    assert from_json(json.loads(json.dumps(to_json(setup)))) == setup
+    assert from_plain(Setup, json.loads(json.dumps(to_plain(setup))), "") == setup
 
 
 @pytest.mark.parametrize(
