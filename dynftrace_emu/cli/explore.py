@@ -135,6 +135,7 @@ def _check_shipped(values: dict[str, Any], *, quick: bool) -> int:
 def _jobs(names: tuple[str, ...], values: dict[str, Any]) -> list[tuple[Job, str]]:
     """What is to be explored, with its title."""
     from dynftrace_emu.explore.job import Job
+    from dynftrace_emu.explore.mutations import split_name
     from dynftrace_emu.explore.protocol_file import read_protocol_file
     from dynftrace_emu.explore.scenario import Scenario, scenario_named
     from dynftrace_emu.explore.scenarios import SCENARIOS
@@ -142,7 +143,7 @@ def _jobs(names: tuple[str, ...], values: dict[str, Any]) -> list[tuple[Job, str
 
     overrides = to_overrides(values)
     protocol = values["protocol"] or ""
-    source = read_protocol_file(protocol) if ":" in protocol else None
+    source = read_protocol_file(protocol) if ":" in split_name(protocol)[0] else None
     chosen = [scenario_named(name, SCENARIOS) for name in names]
     if not names:
         chosen = [Scenario("what the options describe", Setup())]

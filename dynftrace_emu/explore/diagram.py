@@ -31,6 +31,7 @@ __all__ = ["COLUMNS", "LINES", "Names", "command_for", "describe", "draw"]
 LINES, COLUMNS = 25, 72
 _GUTTER = 7  # a mark, four digits, a space
 _ADDRESS = re.compile(r"0x[0-9a-f]{5,16}")
+_SIZE = re.compile(r"(\+0x[0-9a-f]+)/0x[0-9a-f]+")  # of a function, behind an offset in it
 _RIP_RELATIVE = re.compile(r"\[rip ([+-]) (0x[0-9a-f]+|\d+)\]")
 
 
@@ -92,6 +93,7 @@ class Names:
             offset = int(match[2], 0) * (1 if match[1] == "+" else -1)
             return f"[{self.place(behind + offset)}]"
 
+        text = _SIZE.sub(r"\1", text)
         text = _RIP_RELATIVE.sub(relative, text)
         text = _ADDRESS.sub(lambda match: self.place(int(match[0], 16)), text)
         return text.replace("qword ptr ", "")
@@ -146,7 +148,7 @@ def _change(name: str, site: Site, names: Names) -> str:
 def _verdict(replay: Replay) -> str:
     found = replay.finding
     expected = replay.counterexample.finding
-    where = "" if found is None or found.cpu is None else f"CPU {found.cpu} "
+    where = "" if found is None or found.cpu is None else f"CPU {found.cpu}: "
     match replay.end:
         case End.FAILS if found is not None:
             return f"{found.kind.value}: {where}{found.what}"
@@ -278,7 +280,7 @@ def _patch(event: Event, names: Names) -> tuple[str, int]:
         case op.Free(what=what):
             return f"free {what}", _EVENT
         case op.Write(what=what) | op.Add(what=what) | op.Until(what=what):
-            return what, _WAIT
+            return names.instruction(what, 0), _WAIT
     return to_text(event.action), _WAIT
 
 
@@ -318,7 +320,7 @@ def _condense(rows: list[_Row], most: int) -> list[_Row]:
 
 
 def _cost(a: _Row, b: _Row) -> int:
-    if a.lanes == b.lanes and a.weight == b.weight == _PLAIN:
+    if a.lanes == b.lanes and (a.weight == b.weight == _PLAIN or a.text == b.text):
         return _FREE
     return a.weight + b.weight + (0 if a.lanes == b.lanes else _OTHER_LANE)
 
@@ -329,7 +331,7 @@ def _together(a: _Row, b: _Row) -> _Row:
     if len(lanes) > 1:
         text = f"... {steps} steps ..."
         return _Row(lanes, a.first, steps, text, "...", "...", weight)
-    text = f"{a.begin} .. {b.end} ({steps} steps)"
+    text = a.text if a.text == b.text else f"{a.begin} .. {b.end} ({steps} steps)"
     return _Row(lanes, a.first, steps, text, a.begin, b.end, weight)
 
 
@@ -343,11 +345,12 @@ def _lane_width(lanes: int) -> int:
 
 def _line(row: _Row, lanes: int) -> str:
     width = _lane_width(lanes)
-    line = list(" " * COLUMNS)
-    for lane in range(lanes):
-        line[_GUTTER + width * lane] = "|"
     begin = _GUTTER + width * min(row.lanes)
     text = _ascii(row.text)
+    line = list(" " * COLUMNS)
+    for bar in range(_GUTTER, _GUTTER + width * lanes, width):
+        if bar != begin + len(text):
+            line[bar] = "|"
     if begin + len(text) > COLUMNS:
         text = text[: COLUMNS - begin - 1] + "~"
     line[begin : begin + len(text)] = text

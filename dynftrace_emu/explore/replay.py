@@ -37,7 +37,10 @@ class End(Enum):
 
 
 class Executed(NamedTuple):
-    """An instruction of guest code, as its CPU saw it; ``stale``: memory had other bytes."""
+    """An instruction of guest code, as its CPU saw it.
+
+    ``stale``: memory had other bytes; then ``code`` is all that was seen of the site.
+    """
 
     ip: int
     code: bytes
@@ -184,7 +187,7 @@ class _Recorder:
     def _note(self, _task: int, ip: int, seen: bytes | None) -> None:
         """Called in front of each instruction; ``seen`` is what is fetched of a patched site."""
         memory = self._world.lab.memory.read(ip, 15) or b""
-        insn = decode(memory if seen is None else seen, ip)
-        code = (memory if seen is None else seen)[: insn.size]
-        stale = seen is not None and memory[: len(code)] != code
-        self._executed.append(Executed(ip, code, insn.text, stale))
+        code = memory if seen is None else seen
+        insn = decode(code, ip)
+        stale = memory[: len(code)] != code
+        self._executed.append(Executed(ip, code if stale else code[: insn.size], insn.text, stale))
