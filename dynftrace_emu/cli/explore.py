@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dynftrace_emu.cli.explore_necessity import show_necessity
 from dynftrace_emu.cli.explore_options import (
     describing,
     explore_options,
@@ -49,6 +50,15 @@ def explore(
     SCENARIO is one that ships (--list); options change it. Without one, they change a small
     default: two vCPUs that call a function, whose site becomes a jmp under stop_machine.
     """
+    necessity, as_markdown = values.pop("necessity"), values.pop("as_markdown")
+    if as_markdown and necessity is None:
+        raise OptionError("--markdown is for --necessity")
+    if necessity is not None:
+        if names or is_given(values) or show_list or quick:
+            raise OptionError("--necessity tries its own setups: leave the others out")
+        return show_necessity(
+            necessity, _workers(values), as_json=values["as_json"], as_markdown=as_markdown
+        )
     if show_list:
         return _list(as_json=values["as_json"])
     more = describing(context)

@@ -116,6 +116,11 @@ def explore_options() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
             help="The first site's byte in its page; 63: the last one of a cache line.",
         ),
         click.option(
+            "--necessity", metavar="NAME|FILE.py:FUNCTION",
+            help="What each step of a protocol is needed for: drop or swap it, see what breaks.",
+        ),
+        click.option("--markdown", "as_markdown", is_flag=True, help="That as a table for a page."),
+        click.option(
             "--strategy", type=click.Choice(["exhaustive", "pct", "random"]),
             default="exhaustive", show_default=True, help="Which schedules are run.",
         ),

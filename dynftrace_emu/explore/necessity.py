@@ -76,6 +76,7 @@ class Necessity:
 
     :param steps: of the protocol, in words.
     :param itself: the protocol as it is; what is shown of it means that it is wrong itself.
+    :param interrupted: rows are missing.
     """
 
     protocol: str
@@ -83,6 +84,7 @@ class Necessity:
     setups: tuple[str, ...]
     itself: Row
     rows: tuple[Row, ...]
+    interrupted: bool = False
 
 
 def necessity(
@@ -95,21 +97,28 @@ def necessity(
 
     :param source: the text of a user's file that has it.
     :param on_row: called with each row and how many there will be.
+    Ctrl-C ends it early.
+
     :raises OptionError: there is no such protocol, or its steps cannot be told beforehand.
     :raises ProtocolError: it does not run.
     """
     groups = _groups(protocol, source)
     setups = tuple(setups_for(stops=any(isinstance(group[0], Stop) for group in groups)))
     mutations = [None, *mutations_of(groups)]
-    rows = []
-    for mutation, shown in zip(
-        mutations, workers.map(partial(_show, protocol, source, setups), mutations), strict=True
-    ):
-        words = "nothing changed" if mutation is None else in_words(mutation, groups)
-        rows.append(Row(mutation, words, shown))
-        on_row(rows[-1], len(mutations))
-    steps = tuple(name_of(group) for group in groups)
-    return Necessity(protocol, steps, tuple(s.name for s in setups), rows[0], tuple(rows[1:]))
+    rows: list[Row] = []
+    interrupted = False
+    try:
+        shown = workers.map(partial(_show, protocol, source, setups), mutations)
+        for mutation, found in zip(mutations, shown, strict=True):
+            words = "nothing changed" if mutation is None else in_words(mutation, groups)
+            rows.append(Row(mutation, words, found))
+            on_row(rows[-1], len(mutations))
+    except KeyboardInterrupt:
+        if not rows:
+            raise
+        interrupted = True
+    steps, names = tuple(map(name_of, groups)), tuple(setup.name for setup in setups)
+    return Necessity(protocol, steps, names, rows[0], tuple(rows[1:]), interrupted)
 
 
 def _groups(protocol: str, source: str | None) -> list[list[Step]]:

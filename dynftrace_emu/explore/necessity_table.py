@@ -59,7 +59,9 @@ def to_lines(table: Necessity) -> Iterator[str]:
 def sentence(table: Necessity) -> str:
     """What it comes to."""
     if table.itself.weakest is not None:
-        return f"{table.protocol} is not clean itself: no mutant says anything."
+        return f"{table.protocol} is not clean itself, so its mutants say nothing."
+    if table.interrupted:
+        return f"Interrupted after {len(table.rows)} mutants."
     shown = sum(row.weakest is not None for row in table.rows)
     return (
         f"{table.protocol} itself is clean in every setup and model. Of {len(table.rows)} mutants "
@@ -88,6 +90,7 @@ def to_json(table: Necessity) -> dict[str, Any]:
         "protocol": table.protocol,
         "steps": list(table.steps),
         "setups": list(table.setups),
+        "interrupted": table.interrupted,
         "clean": table.itself.weakest is None,
         "mutants": [_row_json(row, table.protocol) for row in table.rows],
         "itself": _row_json(table.itself, table.protocol),
