@@ -32,6 +32,7 @@ LINES, COLUMNS = 25, 72
 _GUTTER = 7  # a mark, four digits, a space
 _ADDRESS = re.compile(r"0x[0-9a-f]{5,16}")
 _SIZE = re.compile(r"(\+0x[0-9a-f]+)/0x[0-9a-f]+")  # of a function, behind an offset in it
+_OPERAND_SIZE = re.compile(r"\b[dq]?word ptr ")
 _RIP_RELATIVE = re.compile(r"\[rip ([+-]) (0x[0-9a-f]+|\d+)\]")
 
 
@@ -96,7 +97,7 @@ class Names:
         text = _SIZE.sub(r"\1", text)
         text = _RIP_RELATIVE.sub(relative, text)
         text = _ADDRESS.sub(lambda match: self.place(int(match[0], 16)), text)
-        return text.replace("qword ptr ", "")
+        return _OPERAND_SIZE.sub("", text)
 
 
 def draw(replay: Replay, command: str, *, every_instruction: bool = False) -> Iterator[str]:
