@@ -27,19 +27,26 @@ SCHEMA = "dynftrace-emu/replay/1"
     "\n  git bisect run dynftrace-emu replay cx.json"
 )
 @click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--protocol", metavar="NAME|FILE.py:FUNCTION", help="Use this one, not that of the file."
+)
 @click.option("-v", "--verbose", is_flag=True, help="Every instruction, as long as it gets.")
 @json_option("Print one JSON document.")
-def replay(file: Path, verbose: bool, as_json: bool) -> int:
+def replay(file: Path, protocol: str | None, verbose: bool, as_json: bool) -> int:
     """Run the counterexample in FILE once more, and show it as a mail can hold it.
 
-    If it has a protocol of its own, in Python, that is run, too.
+    If it has a protocol of its own, in Python, that is run, too. It answers for this one schedule;
+    explore answers for all.
     """
     from dynftrace_emu.explore.counterexample import load
     from dynftrace_emu.explore.diagram import command_for, draw
-    from dynftrace_emu.explore.replay import End, run
+    from dynftrace_emu.explore.replay import End, run, with_protocol
 
     try:
-        result = run(load(file))
+        counterexample = load(file)
+        if protocol is not None:
+            counterexample = with_protocol(counterexample, protocol)
+        result = run(counterexample)
     except DynftraceError as error:
         raise ReplayError(_with_name(str(error), file)) from None
     if result.image_changed:
@@ -49,7 +56,9 @@ def replay(file: Path, verbose: bool, as_json: bool) -> int:
     else:
         for line in draw(result, command_for(str(file)), every_instruction=verbose):
             click.echo(line)
-    return {End.FAILS: 1, End.DIFFERS: ReplayError.exit_code}.get(result.end, 0)
+    if result.end is End.DIFFERS and result.finding is not None:
+        raise ReplayError(f"{file}: it fails otherwise: {result.finding.kind.value}")
+    return int(result.end is End.FAILS)
 
 
 def _with_name(message: str, file: Path) -> str:

@@ -6,6 +6,7 @@ Strictly: each action must be possible when its turn comes. What is shown of it 
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,6 +15,8 @@ from dynftrace_emu.errors import ImageError
 from dynftrace_emu.explore.findings import FindingClass, Found
 from dynftrace_emu.explore.job import machine_of
 from dynftrace_emu.explore.lab import Registers, decode
+from dynftrace_emu.explore.mutations import split_name
+from dynftrace_emu.explore.protocol_file import read_protocol_file
 from dynftrace_emu.explore.schedule import end_of, to_text
 from dynftrace_emu.explore.state import Action, Kind
 from dynftrace_emu.machine.vcpu import Reg
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
     from dynftrace_emu.explore.program import Operation
     from dynftrace_emu.explore.world import World
 
-__all__ = ["End", "Event", "Executed", "Replay", "run"]
+__all__ = ["End", "Event", "Executed", "Replay", "run", "with_protocol"]
 
 
 class End(Enum):
@@ -115,6 +118,21 @@ def run(counterexample: Counterexample) -> Replay:
     else:
         end = End.IMPOSSIBLE
     return Replay(counterexample, world, tuple(recorder.events), finding, at_end, end, changed)
+
+
+def with_protocol(counterexample: Counterexample, name: str) -> Counterexample:
+    """The same with another protocol: one that ships, or ``FILE.py:FUNCTION`` as it is now.
+
+    :raises OptionError: the file cannot be read.
+    """
+    is_file = ":" in split_name(name)[0]
+    job = counterexample.job
+    job = dataclasses.replace(
+        job,
+        setup=dataclasses.replace(job.setup, protocol=name),
+        source=read_protocol_file(name) if is_file else None,
+    )
+    return dataclasses.replace(counterexample, job=job)
 
 
 def _end(finding: Finding | None, counterexample: Counterexample) -> End:
