@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
+from dynftrace_emu.errors import OptionError
 from dynftrace_emu.explore.battery import setups_for
 from dynftrace_emu.explore.levels import LevelSearch, expand
 from dynftrace_emu.explore.model import Text
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from dynftrace_emu.explore.findings import Finding
-    from dynftrace_emu.explore.model import Model
+    from dynftrace_emu.explore.search import Outcome
     from dynftrace_emu.explore.setup import Setup
     from dynftrace_emu.explore.state import Action, State
     from dynftrace_emu.explore.steps import Step
@@ -151,25 +152,26 @@ def _show(
 def _shortest(setups: Sequence[Setup], source: str | None, text: Text) -> Shown | None:
     best: Shown | None = None
     for setup in setups:
-        most = setup.bounds.steps if best is None else len(best.schedule) - 1
-        found = _search(setup, source, text, most)
-        if found is not None:
-            best = Shown(setup.name, *found)
+        most = None if best is None else len(best.schedule) - 1
+        outcome = _search(setup, source, text, most)
+        if outcome.found is not None:
+            best = Shown(setup.name, *outcome.found)
+        elif best is None and outcome.truncated:
+            what = f"{setup.protocol} in the setup {setup.name}: too much to be searched through"
+            raise OptionError(what)
     return best
 
 
-def _search(
-    setup: Setup, source: str | None, text: Text, most: int
-) -> tuple[Finding, tuple[Action, ...]] | None:
-    """The shortest schedule of at most ``most`` actions that ends in a finding."""
+def _search(setup: Setup, source: str | None, text: Text, most: int | None) -> Outcome:
+    """Look for the shortest schedule of at most ``most`` actions that ends in a finding."""
     world, first = _machine(dataclasses.replace(setup, protocol="none"))
-    model: Model = dataclasses.replace(setup.model, text=text)
+    model = dataclasses.replace(setup.model, text=text)
     equip(world, dataclasses.replace(setup, model=model), protocol_of(setup.protocol, source))
-    bounds = dataclasses.replace(setup.bounds, steps=max(most, 1))
+    bounds = setup.bounds if most is None else dataclasses.replace(setup.bounds, steps=max(most, 1))
     search = LevelSearch(
         first, bounds, lambda nodes, spare: iter((expand(world, nodes, spare),)), _MOST_STATES
     )
-    return search.run().found
+    return search.run()
 
 
 @lru_cache(maxsize=32)
