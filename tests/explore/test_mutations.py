@@ -92,7 +92,9 @@ def test_what_names_no_mutant(name):
 
 def test_a_mutant_of_a_users_file():
     assert split_name("~/a.py:f~drop:1") == ("~/a.py:f", Mutation(Change.DROP, 1))
-    source = "from dynftrace_emu.explore.steps import Sync\ndef f(change, poke):\n    yield Sync()\n"
+    source = (
+        "from dynftrace_emu.explore.steps import Sync\ndef f(change, poke):\n    yield Sync()\n"
+    )
     assert words(protocol_of("a.py:f~drop:1", source)) == []
 
 
