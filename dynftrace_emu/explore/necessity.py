@@ -93,18 +93,21 @@ def necessity(
     source: str | None,
     workers: Workers,
     on_row: Callable[[Row, int], None] = lambda _row, _of: None,
+    setups: Sequence[Setup] | None = None,
 ) -> Necessity:
     """Try every mutant of a protocol.
 
     :param source: the text of a user's file that has it.
     :param on_row: called with each row and how many there will be.
+    :param setups: to try it in; None: all that suit it.
     Ctrl-C ends it early.
 
     :raises OptionError: there is no such protocol, or its steps cannot be told beforehand.
     :raises ProtocolError: it does not run.
     """
     groups = _groups(protocol, source)
-    setups = tuple(setups_for(stops=any(isinstance(group[0], Stop) for group in groups)))
+    if setups is None:
+        setups = tuple(setups_for(stops=any(isinstance(group[0], Stop) for group in groups)))
     mutations = [None, *mutations_of(groups)]
     rows: list[Row] = []
     interrupted = False

@@ -12,6 +12,7 @@ from dynftrace_emu.explore.diagram import COLUMNS, LINES, command_for, draw
 from dynftrace_emu.explore.explorer import Kind, Strategy, explore
 from dynftrace_emu.explore.job import Job, machine_of
 from dynftrace_emu.explore.replay import End, run
+from dynftrace_emu.explore.scenarios import SCENARIOS
 from dynftrace_emu.explore.state import Action
 
 from .conftest import BROKEN, lengthened
@@ -47,6 +48,16 @@ def test_the_diagram_fits_into_a_mail(broken, counterexample_of):
     assert lines[0].startswith(result.finding.kind.value)
     assert [line for line in lines if line.startswith(">>")] == [lines[-3]]
     assert lines[-1] == COMMAND
+
+
+@pytest.mark.parametrize("name", [s.name for s in SCENARIOS.values() if s.expects])
+def test_each_shipped_scenario_fits_into_a_mail_and_fails_again(name):
+    found = explore(Job(SCENARIOS[name].setup)).counterexample()
+    result = run(found)
+    assert (result.end, result.finding) == (End.FAILS, found.finding)
+    lines = list(draw(result, COMMAND))
+    assert len(lines) <= LINES
+    assert all(len(line) <= COLUMNS and line.isascii() for line in lines)
 
 
 @pytest.mark.parametrize("seed", range(3))
