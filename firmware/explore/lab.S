@@ -378,7 +378,7 @@ lab_guest_data:                         # of guest code that was linked in
 .ifdef LAB_GUEST
         .skip LAB_GUEST_DATA
 .endif
-        .p2align 3
+        .p2align 4
 lab_areas:
         .skip LAB_PLACES * 0x40
 .ifdef LAB_FOREIGN
