@@ -262,9 +262,7 @@ def _program(lab: Lab, watch: Watch, setup: Setup, protocol: Protocol) -> Progra
         return protocol(change, poke)
 
     data = lab.start, lab.end
-    return Program(
-        setup.protocol, make, watch.spots, setup.model.chunk, data, setup.nr_cpus + 1
-    )
+    return Program(setup.protocol, make, watch.spots, setup.model.chunk, data, setup.nr_cpus + 1)
 
 
 def _write_changes(lab: Lab, poke: Poke, change: TextChange) -> None:
