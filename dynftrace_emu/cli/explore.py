@@ -54,7 +54,7 @@ def explore(
     if as_markdown and necessity is None:
         raise OptionError("--markdown is for --necessity")
     if necessity is not None:
-        if names or is_given(values) or show_list or quick:
+        if names or describing(context) or show_list or quick:
             raise OptionError("--necessity tries its own setups: leave the others out")
         return show_necessity(
             necessity, _workers(values), as_json=values["as_json"], as_markdown=as_markdown

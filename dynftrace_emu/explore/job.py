@@ -51,7 +51,9 @@ def machine_of(job: Job) -> tuple[World, State]:
     if job in made:
         made.move_to_end(job)
     else:
-        world = build(job.setup, protocol_of(job.setup.protocol, job.setup.name, job.source))
+        world = build(
+            job.setup, protocol_of(job.setup.protocol, job.source, scenario=job.setup.name)
+        )
         world.quiet = job.quiet
         made[job] = world, world.save()
         while len(made) > _KEPT:

@@ -251,7 +251,7 @@ class LevelSearch:
     bounds: Bounds
     expander: Callable[[Sequence[Node], int | None], Iterator[Expansion]]
     most: int
-    most_open: int
+    most_open: int = 1 << 62
     go_on: Callable[[Outcome], bool] = lambda _: True
     outcome: Outcome = field(default_factory=Outcome)
     _graph: _Graph = field(default_factory=_Graph)

@@ -52,16 +52,16 @@ def read_protocol_file(name: str) -> str:
         raise OptionError(f"--protocol {name}: {path} is no text in UTF-8") from None
 
 
-def protocol_of(name: str, scenario: str, source: str | None = None) -> Protocol:
+def protocol_of(name: str, source: str | None = None, *, scenario: str = "") -> Protocol:
     """The protocol of that name.
 
-    :param scenario: may bring along one of its own.
     :param source: the text of the file that ``name`` is in; None: it is built in.
+    :param scenario: may bring along one of its own.
     :raises OptionError: there is none, or the file cannot be executed.
     """
     base, mutation = split_name(name)
     if mutation is not None:
-        return mutant(protocol_of(base, source), mutation)
+        return mutant(protocol_of(base, source, scenario=scenario), mutation)
     if source is not None:
         return _from_source(name, source)
     known = dict(PROTOCOLS)

@@ -87,8 +87,9 @@ def explore(
     :param scenario: the name of one that ships; None: the small default of ``explore``.
     :param protocol: a name, ``file.py:function`` beside the test file, or a function of a file.
     :param options: those of the command, with ``_`` for ``-``: ``preemptions`` (``"none"``: no
-        bound), ``nmis``, ``timers``, ``vcpus``, ``rounds``, ``sites``, ``old``, ``new``, ``site_offset``,
-        ``model``, ``chunk``, ``park``; ``strategy``, ``schedules``, ``depth``, ``seed``.
+        bound), ``nmis``, ``timers``, ``vcpus``, ``rounds``, ``sites``, ``old``, ``new``,
+        ``site_offset``, ``model``, ``chunk``, ``park``; ``strategy``, ``schedules``, ``depth``,
+        ``seed``.
     """
 
     def run(

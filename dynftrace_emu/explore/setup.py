@@ -14,7 +14,7 @@ import numpy as np
 
 from dynftrace_emu.errors import OptionError
 from dynftrace_emu.explore.findings import Found
-from dynftrace_emu.explore.foreign import Foreign
+from dynftrace_emu.explore.foreign import Foreign  # noqa: TC001  (read from JSON by its type)
 from dynftrace_emu.explore.guest_code import POKER, GuestCode, compile_guest
 from dynftrace_emu.explore.lab import Lab, LabImage, Registers, TaskSpec
 from dynftrace_emu.explore.model import Bounds, Model

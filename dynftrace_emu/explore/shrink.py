@@ -91,7 +91,7 @@ class _Shrinker:
             Bounds(steps=len(best.schedule) - 1),
             lambda nodes, spare: (expand(self._world, (n,), spare, self._kind) for n in nodes),
             _ACTIONS,
-            lambda outcome: outcome.actions < _ACTIONS,
+            go_on=lambda outcome: outcome.actions < _ACTIONS,
         )
         found = search.run().found
         shorter = None if found is None else self._play(found[1])
