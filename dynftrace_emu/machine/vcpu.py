@@ -45,7 +45,12 @@ __all__ = [
 
 _MINIMUM_UNICORN = (2, 1, 4)
 _FLUSH_THRESHOLD = 1000
-"""Sites from which dropping all blocks (10 ms) is cheaper than dropping each (10 us)."""
+"""Sites from which all blocks are dropped instead of those that hold one.
+
+A site takes 2.5 us; all blocks take 0.04 us each, that is 10 ms with the 250,000 of 50,000
+functions. But what is dropped is translated anew as it runs, at 3 us a block or more, so few sites
+are better dropped one by one.
+"""
 CODE_BUFFER_SIZE = 256 << 20
 """Address space for what a vCPU translates, in bytes; 50,000 functions take 140 MiB of it.
 
