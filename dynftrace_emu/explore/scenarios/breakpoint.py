@@ -210,8 +210,8 @@ SCENARIOS = (
         expects=FindingClass.GUEST_FAULT,
         mended="breakpoint-released",
         story=(
-            "Our own int3s are gone by the last sync, but a kprobe's handler asks us first: it has "
-            "read the count, and then follows NULL (B12, 285a54efe386, 1f676247f36a)."
+            "Our own int3s are gone by the last sync, but a kprobe's handler asks us first: it "
+            "finds the count, and follows NULL (B12, 285a54efe386, 1f676247f36a)."
         ),
     ),
     own_protocol(

@@ -78,9 +78,7 @@ SCENARIOS = (
         sync_who_was_online,
         expects=FindingClass.STALE_TEXT,
         mended="online-synced",
-        story=(
-            "It fetches the old text on its first call; the mask of online CPUs is older than it."
-        ),
+        story="It has taken in the old text; the mask of online CPUs is older than that.",
     ),
     own_protocol(
         "the sync goes to whoever is online when it is sent",
