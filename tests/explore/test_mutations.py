@@ -60,7 +60,7 @@ def test_stores_of_one_site_after_the_other_are_one_step():
         ("~swap:2", ["stop", "sync", "exchange 5 bytes", "resume"]),
         ("~no-look:1", ["stop, not looking", "exchange 5 bytes", "sync", "resume"]),
         ("~no-wait:3", ["stop", "exchange 5 bytes", "sync, not waiting", "resume"]),
-        ("~own-cpu:3", ["stop", "exchange 5 bytes", "sync CPUs -1", "resume"]),
+        ("~own-cpu:3", ["stop", "exchange 5 bytes", "sync this CPU", "resume"]),
         ("~bytes:2", ["stop", "store 0f 1f 44 00 00 by 1", "sync", "resume"]),
     ],
 )

@@ -13,6 +13,7 @@ from dynftrace_emu.explore.explorer import Kind, Strategy, explore
 from dynftrace_emu.explore.job import Job, machine_of
 from dynftrace_emu.explore.replay import End, run
 from dynftrace_emu.explore.scenarios import SCENARIOS
+from dynftrace_emu.explore.setup import SiteSpec
 from dynftrace_emu.explore.state import Action
 
 from .conftest import BROKEN, lengthened
@@ -120,7 +121,8 @@ def test_an_action_that_is_not_possible_means_it_does_not_fail_any_more(countere
 
 def test_a_schedule_in_which_nothing_goes_wrong_passes(counterexample_of):
     found = counterexample_of(BROKEN["torn"])
-    moved = dataclasses.replace(found, job=Job(dataclasses.replace(found.job.setup, pad=0)))
+    setup = dataclasses.replace(found.job.setup, pad=0, sites=(SiteSpec(new="jmp"),))
+    moved = dataclasses.replace(found, job=Job(setup))
     assert run(dataclasses.replace(moved, image=None)).end is End.PASSES
 
 
