@@ -88,8 +88,8 @@ def explore(
     :param protocol: a name, ``file.py:function`` beside the test file, or a function of a file.
     :param options: those of the command, with ``_`` for ``-``: ``preemptions`` (``"none"``: no
         bound), ``nmis``, ``timers``, ``vcpus``, ``rounds``, ``sites``, ``old``, ``new``,
-        ``site_offset``, ``model``, ``chunk``, ``park``; ``strategy``, ``schedules``, ``depth``,
-        ``seed``.
+        ``site_offset``, ``model``, ``chunk``, ``park``, ``serializing``; ``strategy``,
+        ``schedules``, ``depth``, ``seed``.
     """
 
     def run(
