@@ -78,18 +78,29 @@ class Progress(AbstractContextManager["Progress"]):
 def check_outputs(json_file: Path | None, plot_file: Path | None, markdown: Path | None) -> None:
     """Refuse what could not be written in the end, before anything is measured.
 
-    :raises OptionError: a directory is missing, or what is there does not fit.
+    :raises OptionError: a file cannot be opened, or what is there does not fit.
     :raises MissingExtraError: matplotlib is needed.
     """
     from dynftrace_emu.bench.plot import check_plot
 
     for option, path in (("--json", json_file), ("--plot", plot_file), ("--markdown", markdown)):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise OptionError(f"{option} {path}: there is no directory {path.parent}")
+        if path is not None and str(path) != "-":
+            _check_writable(option, path)
     if plot_file is not None:
         check_plot(plot_file)
     if markdown is not None and markdown.exists():
         _around(markdown)
+
+
+def _check_writable(option: str, path: Path) -> None:
+    """:raises OptionError: it cannot be opened for writing. It is as before, or not there."""
+    is_new = not path.exists()
+    try:
+        path.open("ab").close()
+    except OSError as error:
+        raise OptionError(f"{option} {path}: {error.strerror}") from None
+    if is_new:
+        path.unlink()
 
 
 def show(result: Result) -> None:

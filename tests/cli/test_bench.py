@@ -105,7 +105,7 @@ def test_markdown_goes_between_the_marker_lines(cli, stored, tmp_path) -> None:
         (["--rounds", "0"], "--rounds 0: 1 to 1000 allowed"),
         (["nowhere"], "no image 'nowhere'"),
         (["--plot", "x.pdf"], ".svg or .png"),
-        (["--json", "no/where/x.json"], "--json no/where/x.json: there is no directory no/where"),
+        (["--json", "no/where/x.json"], "--json no/where/x.json: No such file or directory"),
         (["--markdown", "plain.md"], "plain.md: it has no lines <!-- bench: begin -->"),
         (["--from", "plain.md"], "plain.md cannot be read"),
         (["--from", "list.json"], "list.json is no document of bench --json"),
