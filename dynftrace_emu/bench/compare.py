@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Comparison", "Move", "compare"]
 
-KINDS = {"instructions": "instructions", "time": "modes"}
+KINDS = {"instructions": ("instructions", "program"), "time": ("modes",)}
 """What can be compared, and which measurement's ratios that is."""
 
 
@@ -83,9 +83,9 @@ def compare(old: Result, new: Result, by: str, tolerance: float) -> Comparison:
     )
 
 
-def _ratios(result: Result, kind: str) -> dict[str, float]:
+def _ratios(result: Result, kinds: tuple[str, ...]) -> dict[str, float]:
     return {
         figure.id: figure.median
         for figure in result.figures
-        if (figure.kind, figure.quantity) == (kind, "ratio")
+        if figure.kind in kinds and figure.quantity == "ratio"
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from dynftrace_emu.bench import instructions, patching, record, throughput, vcpus
+from dynftrace_emu.bench import instructions, patching, program, record, throughput, vcpus
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -23,6 +23,7 @@ _MEASURE: Mapping[str, Callable[[Lab, Plan, Result], None]] = MappingProxyType(
         patching.KIND: patching.measure_patching,
         vcpus.KIND: vcpus.measure_vcpus,
         record.KIND: record.measure_record,
+        program.KIND: program.measure_program,
     }
 )
 _ESTIMATE: Mapping[str, Callable[[Plan], float]] = MappingProxyType(
@@ -32,6 +33,7 @@ _ESTIMATE: Mapping[str, Callable[[Plan], float]] = MappingProxyType(
         patching.KIND: patching.estimate,
         vcpus.KIND: vcpus.estimate,
         record.KIND: record.estimate,
+        program.KIND: program.estimate,
     }
 )
 

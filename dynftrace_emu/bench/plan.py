@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from dynftrace_emu.bench.modes import MODES, YARDSTICK, Mode
+from dynftrace_emu.bench.program import KIND as PROGRAM
+from dynftrace_emu.bench.program import PROGRAM_MODES, PROGRAM_YARDSTICK
 from dynftrace_emu.errors import OptionError
 from dynftrace_emu.kernel import mini_kernel
 
@@ -74,6 +76,8 @@ def make_plan(
     :raises OptionError: something is asked for that is not there.
     :raises ImageError: there is no such image.
     """
+    if lab.image(image, YARDSTICK.variant).elf is not None:
+        return _plan_program(image, only, modes, workloads, rounds)
     if rounds is not None and not 1 <= rounds <= _MAX_ROUNDS:
         raise OptionError(f"--rounds {rounds}: 1 to {_MAX_ROUNDS} allowed")
     kinds = _chosen("--only", only, KINDS)
@@ -90,6 +94,33 @@ def make_plan(
         vcpus=VCPUS[:2] if quick else VCPUS,
         warm_up_s=0.08 if quick else 0.12,
         window_s=0.12 if quick else 0.2,
+    )
+
+
+def _plan_program(
+    image: str,
+    only: Collection[str],
+    modes: Collection[str],
+    workloads: Sequence[str],
+    rounds: int | None,
+) -> Plan:
+    """An ELF image is run from its start to its end, once a mode: figures without noise."""
+    for option, is_given in (("only", only), ("workload", workloads), ("rounds", rounds)):
+        if is_given:
+            raise OptionError(f"--{option} is for our kernels; {image} is an ELF image")
+    names = _chosen("--mode", modes, [mode.name for mode in PROGRAM_MODES])
+    chosen = {*names, PROGRAM_YARDSTICK.name}
+    return Plan(
+        image=image,
+        kinds=(PROGRAM,),
+        modes=tuple(mode for mode in PROGRAM_MODES if mode.name in chosen),
+        workloads=(),
+        quick=False,
+        rounds=1,
+        sizes=(),
+        vcpus=(1,),
+        warm_up_s=0.0,
+        window_s=0.0,
     )
 
 

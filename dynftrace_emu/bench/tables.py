@@ -34,6 +34,8 @@ def tables(result: Result) -> Iterator[Table]:
         yield _modes(result, workload)
     if result.workloads("instructions"):
         yield _instructions(result)
+    if result.subjects("program"):
+        yield _program(result)
     if result.subjects("patching"):
         yield _patching(result)
         yield _patching_per_site(result)
@@ -128,6 +130,30 @@ def _instructions(result: Result) -> Table:
         tuple(rows),
         "Counted by the deterministic engine, in which the function tracer always takes its "
         "general path. Per event: what an event adds to the build without calls.",
+    )
+
+
+def _program(result: Result) -> Table:
+    cells = _Cells(result, "program")
+    rows = []
+    for subject in result.subjects("program"):
+        ratio = cells.get(subject, "ratio")
+        assert ratio is not None
+        counts = [cells.get(subject, quantity) for quantity in ("instructions", "events")]
+        rows.append(
+            (
+                subject,
+                f"{ratio.median:.4f}",
+                *(_DASH if count is None else f"{count.median:,.0f}" for count in counts),
+                cells.median(subject, "added"),
+            )
+        )
+    return Table(
+        "Instructions of a whole run, exactly",
+        ("mode", "x nops", "instructions", "events", "per event"),
+        tuple(rows),
+        "x nops: to all calls patched to nops before it starts. Counted by the deterministic "
+        "engine; per event: what an event adds.",
     )
 
 

@@ -74,7 +74,8 @@ def bench(
 ) -> int:
     """Measure what tracing costs, against a build without calls and against hooks in Python.
 
-    IMAGE is a built-in name, or a path.
+    IMAGE is a built-in name, or a path. An ELF image is run from its start to its end in each mode,
+    and its instructions are counted.
     """
     from dynftrace_emu.cli.bench_output import check_outputs, show, write
 
