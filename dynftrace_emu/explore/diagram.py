@@ -254,6 +254,8 @@ def _other(event: Event, names: Names) -> tuple[str, int]:
             return f"parked at {at}", _EVENT
         case Kind.NMI:
             return f"NMI at {at}", _EVENT
+        case Kind.ONLINE:
+            return "comes online", _EVENT
         case Kind.TIMER:
             return f"timer interrupt at {at}", _EVENT
     return _patch(event, names)
@@ -267,7 +269,7 @@ def _patch(event: Event, names: Names) -> tuple[str, int]:
             return f"compare {names.sites[spot]}", _PLAIN
         case op.Send(cpus):
             whom = "all CPUs" if cpus is None else f"CPU {', '.join(map(str, cpus))}"
-            return f"sync {whom}", _EVENT
+            return f"sync {whom if cpus != () else 'this CPU'}", _EVENT
         case op.WaitForAcks():
             return "all have synced", _WAIT
         case op.Stop():

@@ -82,10 +82,16 @@ def test_a_guest_that_has_changed_is_told_and_tried(counterexample, capsys):
         (lambda d: d["setup"]["tasks"][0].update(cpu=900), "a task's cpu: 900 is not from 0 to"),
         (lambda d: d["setup"]["tasks"][0].update(rounds=10**9), "a task's rounds"),
         (lambda d: d["setup"]["tasks"][0].update(functions=["gone"]), "no symbol gone"),
-        (lambda d: d["setup"]["tasks"][0].update(functions=["ftrace_func"]), "unpatched, task 0"),
+        (
+            lambda d: d["setup"]["tasks"][0].update(functions=["ftrace_func"]),
+            "task 0 fails when nothing is patched",
+        ),
         (lambda d: d["setup"]["sites"][0].update(symbol="ftrace_func"), "not in the guest's text"),
         (lambda d: d["setup"]["sites"][0].update(old="call:"), "is no encoding of a site"),
-        (lambda d: d["setup"]["sites"][0].update(old="0f0b0f0b0f"), "unpatched, task 0 fails"),
+        (
+            lambda d: d["setup"]["sites"][0].update(old="0f0b0f0b0f"),
+            "task 0 fails when nothing is patched",
+        ),
         (lambda d: d["setup"]["words"].append(["work", 0]), "is no variable of the guest"),
         (lambda d: d["setup"]["model"].update(chunk=3), "choose from 8, 16, 32, 64"),
         (lambda d: d["setup"]["bounds"].update(steps=0), "steps: 0 is not from 1 to"),
