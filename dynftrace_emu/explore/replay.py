@@ -17,7 +17,7 @@ from dynftrace_emu.explore.job import machine_of
 from dynftrace_emu.explore.lab import Registers, decode
 from dynftrace_emu.explore.mutations import split_name
 from dynftrace_emu.explore.protocol_file import read_protocol_file
-from dynftrace_emu.explore.schedule import end_of, to_text
+from dynftrace_emu.explore.schedule import Endless, end_of, to_text
 from dynftrace_emu.explore.state import Action, Kind
 from dynftrace_emu.machine.vcpu import Reg
 
@@ -105,8 +105,8 @@ def run(counterexample: Counterexample) -> Replay:
     finding, impossible = recorder.run(counterexample.schedule)
     at_end = False
     if finding is None and impossible is None:
-        endless = counterexample.finding.kind is FindingClass.DEADLOCK
-        finding = end_of(world, endless=endless)
+        is_deadlock = counterexample.finding.kind is FindingClass.DEADLOCK
+        finding = end_of(world, Endless() if is_deadlock else None)
         at_end = finding is not None
     if impossible is None:
         end = _end(finding, counterexample)

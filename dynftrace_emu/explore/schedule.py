@@ -11,11 +11,12 @@ from dynftrace_emu.explore.levels import fingerprint
 from dynftrace_emu.explore.state import Action, Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
+    from dynftrace_emu.explore.state import State
     from dynftrace_emu.explore.world import World
 
-__all__ = ["Played", "end_of", "parse", "play", "to_text"]
+__all__ = ["Endless", "Played", "end_of", "parse", "play", "to_text"]
 
 _NOUNS = {Kind.RUN: "task", Kind.PATCH: None}  # who it is; a CPU where nothing is said
 _KINDS = frozenset(v for k, v in vars(Kind).items() if k.isupper())
@@ -35,7 +36,7 @@ class Played(NamedTuple):
     schedule: tuple[Action, ...]
 
 
-def play(world: World, schedule: Sequence[Action], *, endless: bool = False) -> Played:
+def play(world: World, schedule: Sequence[Action], endless: Endless | None = None) -> Played:
     """Run a schedule from the world's present state.
 
     Actions that are not possible when their turn comes are left out.
@@ -50,14 +51,13 @@ def play(world: World, schedule: Sequence[Action], *, endless: bool = False) -> 
                 world.act(action)
     except Found as found:
         return Played(found.finding, tuple(done))
-    return Played(end_of(world, endless=endless), tuple(done))
+    return Played(end_of(world, endless), tuple(done))
 
 
-def end_of(world: World, *, endless: bool) -> Finding | None:
+def end_of(world: World, endless: Endless | None = None) -> Finding | None:
     """What is wrong where a schedule ends; nothing, if more can happen.
 
-    :param endless: it is a deadlock, too, if no end can be reached whatever happens: they wait in
-        a circle.
+    :param endless: it is a deadlock, too, if this says that no end can be reached any more.
     """
     try:
         if world.finished or not world.actions():
@@ -65,32 +65,48 @@ def end_of(world: World, *, endless: bool) -> Finding | None:
             return None
     except Found as found:
         return found.finding
-    if endless and _is_endless(world):
+    if endless is not None and endless.holds(world):
         return Finding(FindingClass.DEADLOCK, "whatever happens from here on, there is no end")
     return None
 
 
-def _is_endless(world: World) -> bool:
-    """Whether no end can be reached; False, too, if that takes too long to find out."""
-    first = world.save()
-    met, open_states = {fingerprint(first)}, [first]
-    while open_states and len(met) < _MOST_STATES:
-        state = open_states.pop()
+class Endless:
+    """Tells whether an end can still be reached, or all wait in a circle; remembers what it saw."""
+
+    def __init__(self) -> None:
+        self._known: set[bytes] = set()
+        """States from which no end can be reached."""
+
+    def holds(self, world: World) -> bool:
+        """Whether there is no end from here; False, too, if that takes too long to find out."""
+        first = world.save()
+        met, todo = {fingerprint(first)}, [first]
+        if met <= self._known:
+            return True
+        while todo and len(met) < _MOST_STATES:
+            for state in self._following(world, todo.pop()):
+                if state is None:
+                    return False
+                key = fingerprint(state)
+                if key not in met and key not in self._known:
+                    met.add(key)
+                    todo.append(state)
+        if not todo:
+            self._known |= met
+        return not todo
+
+    @staticmethod
+    def _following(world: World, state: State) -> Iterator[State | None]:
+        """The states one action further; None: an end, or something else that is wrong."""
         world.load(state)
         for action in world.actions():
             world.load(state)
             try:
                 world.act(action)
             except Found:
-                return False  # another end
-            if world.finished:
-                return False
-            following = world.save()
-            key = fingerprint(following)
-            if key not in met:
-                met.add(key)
-                open_states.append(following)
-    return not open_states
+                yield None
+                return
+            yield None if world.finished else world.save()
 
 
 def to_text(action: Action) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from dynftrace_emu.explore.levels import LevelSearch, expand
 from dynftrace_emu.explore.model import Bounds
-from dynftrace_emu.explore.schedule import play
+from dynftrace_emu.explore.schedule import Endless, play
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -48,12 +48,12 @@ class _Shrinker:
     def __init__(self, world: World, kind: FindingClass) -> None:
         self._world, self._kind = world, kind
         self._first = world.save()
-        self._endless = False
+        self._endless: Endless | None = None
 
     def run(self, schedule: tuple[Action, ...]) -> Shrunk:
         best = self._play(schedule)
         if best is None:  # nobody stands still, and all the same there is no end
-            self._endless = True
+            self._endless = Endless()
             best = self._play(schedule)
         assert best is not None, "the schedule does not repeat"
         best = self._improve(best, _without_parts)
@@ -62,7 +62,7 @@ class _Shrinker:
 
     def _play(self, candidate: Sequence[Action]) -> Shrunk | None:
         self._world.load(self._first)
-        finding, done = play(self._world, candidate, endless=self._endless)
+        finding, done = play(self._world, candidate, self._endless)
         if finding is None or finding.kind is not self._kind:
             return None
         return Shrunk(finding, done)
