@@ -78,8 +78,8 @@ def _document(result: Replay) -> dict[str, Any]:
 
 
 def _steps(result: Replay) -> Iterator[dict[str, Any]]:
-    from dynftrace_emu.explore.diagram import Names, describe
     from dynftrace_emu.explore.schedule import to_text
+    from dynftrace_emu.explore.wording import Names, describe
 
     names = Names(result)
     for event in result.events:

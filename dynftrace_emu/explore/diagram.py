@@ -6,7 +6,6 @@ Each action is a row. Rows that say least are put together until all fits (:func
 from __future__ import annotations
 
 import itertools
-import re
 import shlex
 import textwrap
 from dataclasses import dataclass
@@ -17,23 +16,19 @@ from dynftrace_emu.explore.lab import decode
 from dynftrace_emu.explore.replay import End
 from dynftrace_emu.explore.schedule import to_text
 from dynftrace_emu.explore.state import Kind
+from dynftrace_emu.explore.wording import Names, describe, describe_instruction
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from dynftrace_emu.explore.replay import Event, Executed, Replay
+    from dynftrace_emu.explore.replay import Event, Replay
     from dynftrace_emu.explore.setup import Setup
-    from dynftrace_emu.explore.text import Piece
     from dynftrace_emu.explore.watch import Site
 
-__all__ = ["COLUMNS", "LINES", "Names", "command_for", "describe", "draw"]
+__all__ = ["COLUMNS", "LINES", "command_for", "draw"]
 
 LINES, COLUMNS = 25, 72
 _GUTTER = 7  # a mark, four digits, a space
-_ADDRESS = re.compile(r"0x[0-9a-f]{5,16}")
-_SIZE = re.compile(r"(\+0x[0-9a-f]+)/0x[0-9a-f]+")  # of a function, behind an offset in it
-_OPERAND_SIZE = re.compile(r"\b[dq]?word ptr ")
-_RIP_RELATIVE = re.compile(r"\[rip ([+-]) (0x[0-9a-f]+|\d+)\]")
 
 
 @dataclass(slots=True)
@@ -57,47 +52,9 @@ class _Row:
 
 
 # How much a reader would miss a row.
-_PLAIN, _WAIT, _EVENT, _FETCH, _STORE, _STALE, _LAST = 1, 3, 5, 8, 10, 12, 1000
+_PLAIN, _WAIT, _EVENT, _FETCH, _STALE, _STORE, _LAST = 1, 3, 5, 8, 12, 20, 1000
 _FREE = 0  # the cost of putting two rows together that always are
 _OTHER_LANE = 6
-
-
-class Names:
-    """Addresses in words, for one replay's guest."""
-
-    def __init__(self, replay: Replay) -> None:
-        world, setup = replay.world, replay.counterexample.job.setup
-        self._image = world.lab.image
-        self.sites = [site.symbol for site in setup.sites]
-        self._spots = list(zip(world.spots, self.sites, strict=True))
-        text_begin, text_end = self._image.text_range
-        self._data = {
-            symbol.address: symbol.name
-            for symbol in self._image.symbols.values()
-            if not text_begin <= symbol.address < text_end
-        }
-
-    def place(self, address: int) -> str:
-        """``site_work``, ``work+0xb``, ``ftrace_func``, or the bare address."""
-        for spot, name in self._spots:
-            if spot.address <= address < spot.address + spot.size:
-                offset = address - spot.address
-                return f"{name}+{offset}" if offset else name
-        if address in self._data:
-            return self._data[address]
-        return self._image.symbolize(address).partition("/")[0].removesuffix("+0x0")
-
-    def instruction(self, text: str, behind: int) -> str:
-        """An instruction's text with symbols for addresses; ``behind`` is where the next one is."""
-
-        def relative(match: re.Match[str]) -> str:
-            offset = int(match[2], 0) * (1 if match[1] == "+" else -1)
-            return f"[{self.place(behind + offset)}]"
-
-        text = _SIZE.sub(r"\1", text)
-        text = _RIP_RELATIVE.sub(relative, text)
-        text = _ADDRESS.sub(lambda match: self.place(int(match[0], 16)), text)
-        return _OPERAND_SIZE.sub("", text)
 
 
 def draw(replay: Replay, command: str, *, every_instruction: bool = False) -> Iterator[str]:
@@ -189,7 +146,7 @@ def command_for(path: str) -> str:
 
 
 def _ascii(text: str) -> str:
-    return text.encode("ascii", "replace").decode()
+    return "".join(c if c.isascii() and c.isprintable() else "?" for c in text)
 
 
 def _wrap(text: str, most: int) -> list[str]:
@@ -201,100 +158,34 @@ def _wrap(text: str, most: int) -> list[str]:
 
 def _rows(replay: Replay, event: Event, names: Names, every_instruction: bool) -> list[_Row]:
     """The rows of an action: one, or one for each instruction."""
-    lane = frozenset((event.cpu,))
-    prefix = ""
-    if replay.world.cpu_of.count(event.cpu) > 1 and event.action.kind == Kind.RUN:
-        prefix = f"task {event.task}: "
+    lane, is_run = frozenset((event.cpu,)), event.action.kind == Kind.RUN
+    several = is_run and replay.world.cpu_of.count(event.cpu) > 1
+    who = f"task {event.task}: " if several else ""
     if every_instruction and event.executed:
-        return [
-            _Row(lane, event.number, 1, prefix + _executed(e, names), "", "", 0)
-            for e in event.executed
-        ]
-    if event.action.kind == Kind.RUN and event.operation is None:
-        return [_run_row(event, lane, names, prefix)]
-    text, weight = _other(event, names)
-    return [_Row(lane, event.number, 1, text, text, text, weight)]
+        texts = [who + describe_instruction(executed, names) for executed in event.executed]
+        return [_Row(lane, event.number, 1, text, text, text, _PLAIN) for text in texts]
+    text = who + describe(event, names)
+    begin, end = text, text
+    if is_run and event.operation is None:
+        begin, end = who + names.place(event.at), names.place(event.now)
+    return [_Row(lane, event.number, 1, text, begin, end, _weight(event, names))]
 
 
-def _run_row(event: Event, lane: frozenset[int], names: Names, prefix: str) -> _Row:
-    begin, end = names.place(event.at), names.place(event.now)
-    if not event.executed:
-        return _Row(lane, event.number, 1, prefix + begin, prefix + begin, end, _PLAIN)
-    first = event.executed[0]
-    text = prefix + _executed(first, names)
-    if end not in text:
-        text += f" -> {end}"
-    weight = _PLAIN
-    if begin in names.sites:
-        weight = _STALE if first.stale else _FETCH
-    return _Row(lane, event.number, 1, text, prefix + begin, end, weight)
-
-
-def describe(event: Event, names: Names) -> str:
-    """An action in a few words."""
-    lane = frozenset((event.cpu,))
-    if event.action.kind == Kind.RUN and event.operation is None:
-        return _run_row(event, lane, names, "").text
-    return _other(event, names)[0]
-
-
-def _executed(executed: Executed, names: Names) -> str:
-    place = names.place(executed.ip)
-    text = f"{place}: {names.instruction(executed.text, executed.ip + len(executed.code))}"
-    return f"{text} [sees {executed.code.hex(' ')}]" if executed.stale else text
-
-
-def _other(event: Event, names: Names) -> tuple[str, int]:
-    """What an interrupt or the patcher does, and its weight."""
-    at = names.place(event.at)
-    match event.action.kind:
-        case Kind.ACK:
-            return "sync interrupt: acked", _EVENT
-        case Kind.PARK:
-            return f"parked at {at}", _EVENT
-        case Kind.NMI:
-            return f"NMI at {at}", _EVENT
-        case Kind.ONLINE:
-            return "comes online", _EVENT
-        case Kind.TIMER:
-            return f"timer interrupt at {at}", _EVENT
-    return _patch(event, names)
-
-
-def _patch(event: Event, names: Names) -> tuple[str, int]:
+def _weight(event: Event, names: Names) -> int:
     match event.operation:
-        case op.StoreText(piece):
-            return f"{names.sites[piece.spot]}: {_stored(event, piece)}", _STORE
-        case op.Compare(spot):
-            return f"compare {names.sites[spot]}", _PLAIN
-        case op.Send(cpus):
-            whom = "all CPUs" if cpus is None else f"CPU {', '.join(map(str, cpus))}"
-            return f"sync {whom if cpus != () else 'this CPU'}", _EVENT
-        case op.WaitForAcks():
-            return "all have synced", _WAIT
-        case op.Stop():
-            return "stop_machine", _EVENT
-        case op.Stopped():
-            return "all are parked", _WAIT
-        case op.Resume():
-            return "let all go", _EVENT
-        case op.Load(what=what):
-            return f"read {what}", _WAIT
-        case op.Free(what=what):
-            return f"free {what}", _EVENT
-        case op.Write(what=what) | op.Add(what=what) | op.Until(what=what):
-            return names.instruction(what, 0), _WAIT
-    return to_text(event.action), _WAIT
-
-
-def _stored(event: Event, piece: Piece) -> str:
-    """The site's bytes, those just stored in brackets."""
-    text = event.text[piece.spot]
-    end = piece.offset + len(piece.data)
-    parts = [
-        text[: piece.offset].hex(" "), f"[{text[piece.offset : end].hex(' ')}]", text[end:].hex(" ")
-    ]  # fmt: skip
-    return " ".join(filter(None, parts))
+        case op.StoreText():
+            return _STORE
+        case op.Send() | op.Stop() | op.Resume() | op.Free():
+            return _EVENT
+        case op.Compare():
+            return _PLAIN
+        case None if event.action.kind != Kind.RUN:
+            return _EVENT
+        case None:
+            if names.place(event.at) not in names.sites or not event.executed:
+                return _PLAIN
+            return _STALE if event.executed[0].stale else _FETCH
+    return _WAIT
 
 
 def _mark_end(replay: Replay, rows: list[_Row]) -> None:
@@ -323,7 +214,9 @@ def _condense(rows: list[_Row], most: int) -> list[_Row]:
 
 
 def _cost(a: _Row, b: _Row) -> int:
-    if a.lanes == b.lanes and (a.weight == b.weight == _PLAIN or a.text == b.text):
+    if a.text == b.text:
+        return _FREE if a.lanes == b.lanes else a.weight
+    if a.lanes == b.lanes and a.weight == b.weight == _PLAIN:
         return _FREE
     return a.weight + b.weight + (0 if a.lanes == b.lanes else _OTHER_LANE)
 
@@ -331,11 +224,14 @@ def _cost(a: _Row, b: _Row) -> int:
 def _together(a: _Row, b: _Row) -> _Row:
     lanes, steps = a.lanes | b.lanes, a.steps + b.steps
     weight = max(a.weight, b.weight)
-    if len(lanes) > 1:
-        text = f"... {steps} steps ..."
-        return _Row(lanes, a.first, steps, text, "...", "...", weight)
-    text = a.text if a.text == b.text else f"{a.begin} .. {b.end} ({steps} steps)"
-    return _Row(lanes, a.first, steps, text, a.begin, b.end, weight)
+    if a.text == b.text:
+        begin, end, text = a.begin, b.end, a.text
+    elif len(lanes) > 1:
+        begin = end = text = f"... {steps} steps ..."
+    else:
+        begin, end = a.begin, b.end
+        text = f"{begin} .. {end} ({steps} steps)"
+    return _Row(lanes, a.first, steps, text, begin, end, weight)
 
 
 # --- a line ---
@@ -350,6 +246,8 @@ def _line(row: _Row, lanes: int) -> str:
     width = _lane_width(lanes)
     begin = _GUTTER + width * min(row.lanes)
     text = _ascii(row.text)
+    if 1 < len(row.lanes) < lanes:
+        text += f" ({', '.join(f'CPU {lane}' for lane in sorted(row.lanes))})"
     line = list(" " * COLUMNS)
     for bar in range(_GUTTER, _GUTTER + width * lanes, width):
         if bar != begin + len(text):
