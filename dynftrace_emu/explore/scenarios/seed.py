@@ -59,16 +59,15 @@ SCENARIOS = (
             tasks=(TaskSpec(0, ("work", "other")), TaskSpec(1, ("other",))),
             sites=(SiteSpec(old=CALL, new=JMP), SiteSpec("site_other", CALL, JMP)),
             ops=(OpsSpec(before=WORK + OTHER),),
-            bounds=Bounds(),
         ),
     ),
     Scenario(
-        "the same with three CPUs beside the patcher's",
+        "the same with three CPUs beside the patcher's, without NMIs",
         replace(
             SEED,
             name="seed-three-cpus",
             tasks=(TaskSpec(0), TaskSpec(1), TaskSpec(2)),
-            bounds=Bounds(preemptions=2),
+            bounds=Bounds(),
         ),
     ),
     Scenario(

@@ -86,11 +86,20 @@ def function_then_argument(_change: TextChange, poke: Poke) -> Iterator[Step]:
     yield poke.set_word("ftrace_arg", 2)
 
 
-def list_function_between(_change: TextChange, poke: Poke) -> Iterator[Step]:
-    """First a function that needs no argument; when all use it, the argument; then the new one."""
+def list_function_synced(_change: TextChange, poke: Poke) -> Iterator[Step]:
+    """First a function that needs no argument; a sync; the argument; then the new function."""
+    yield from _by_list_function(poke, Sync())
+
+
+def list_function_waited_for(_change: TextChange, poke: Poke) -> Iterator[Step]:
+    """The same; instead of a sync, until no task can still hold the old function."""
+    yield from _by_list_function(poke, _wait_for_tasks(poke, "ftrace_caller"))
+
+
+def _by_list_function(poke: Poke, wait: Step) -> Iterator[Step]:
     yield poke.set_word("tracer_b_filter", "site_work")
     yield poke.set_word("ftrace_func", "ftrace_ops_list_func")
-    yield _wait_for_tasks(poke, "ftrace_caller")
+    yield wait
     yield poke.set_word("ftrace_arg", 2)
     yield poke.set_word("ftrace_func", "tracer_b")
 
@@ -148,15 +157,23 @@ SCENARIOS = (
         function_then_argument,
         expects=FindingClass.WRONG_CALLBACK,
         mended="trampoline-pair-whole",
+        story="The function is there, its argument not yet (B9, 405e1d834807).",
+    ),
+    own_protocol(
+        "a tracer that was loaded before is called with its successor's argument",
+        replace(EXCHANGED, name="trampoline-pair-preempted"),
+        list_function_synced,
+        expects=FindingClass.WRONG_CALLBACK,
+        mended="trampoline-pair-whole",
         story=(
             "Who has loaded the function may load its argument much later; a sync does not wait "
-            "for that (B9, 405e1d834807)."
+            "for that (B9)."
         ),
     ),
     own_protocol(
-        "in between, a function that needs no argument",
+        "in between, a function that needs no argument, until nobody holds another",
         replace(EXCHANGED, name="trampoline-pair-whole"),
-        list_function_between,
+        list_function_waited_for,
     ),
     own_protocol(
         "a trampoline is freed with a task inside",
