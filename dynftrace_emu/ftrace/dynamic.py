@@ -275,7 +275,7 @@ class DynamicFtrace:
         """
         with self._locked():
             nothing = np.zeros(0, dtype=np.uint64)
-            span = TextSpan(nothing, MCOUNT_INSN_SIZE, TRACER_OFFSET)
+            span = TextSpan(nothing, MCOUNT_INSN_SIZE, TRACER_OFFSET, self._kernel.restarts)
             return self._machine.stop_machine(fn, text=lambda: span)
 
     def _update(self, commit: Callable[[], None] = lambda: None) -> None:
@@ -312,7 +312,8 @@ class DynamicFtrace:
 
     def _span(self, start: int) -> TextSpan:
         wanted = self._wanted.bits(self.arch.sites(start)) != 0
-        return TextSpan(self.arch.changing(start, wanted), MCOUNT_INSN_SIZE, TRACER_OFFSET)
+        changing = self.arch.changing(start, wanted)
+        return TextSpan(changing, MCOUNT_INSN_SIZE, TRACER_OFFSET, self._kernel.restarts)
 
     def _update_stopped(
         self, why: str, start: int, convert: Callable[..., Outcome], commit: Callable[[], None]

@@ -14,8 +14,8 @@ from dynftrace_emu.kernel.structs import (
     RET_NODE,
     RET_NODES,
     RET_STACK,
+    RET_STACK_AREA,
     RET_STACK_BYTES,
-    STACK_AREA,
     STACK_SLOT,
     STACKS_PER_CPU,
     RetFlag,
@@ -42,6 +42,11 @@ class GraphSettings:
         self.max_depth = 0  # 0: no limit
         self.skip_irqs = False
         self.thresh_ns = 0
+
+    @property
+    def chooses(self) -> bool:
+        """Whether there is more to ask of a call than whether it is in a set_graph_notrace one."""
+        return bool(len(self.functions) or self.max_depth or self.skip_irqs or self.thresh_ns)
 
     def write(self) -> None:
         """Store it all; in a stop, or where nobody traces."""
@@ -74,7 +79,7 @@ class RetStacks:
         if self._kernel.image.elf is not None:
             nodes = self._kernel.machine.memory.view(self._address, RET_NODE.dtype, RET_NODES)
             mine = (nodes["frame"] != 0) & (nodes["cpu"] == cpu)
-            shown = nodes["entry"]["flags"] & np.uint64(RetFlag.DEPTH)
+            shown = nodes["entry"]["flags"] & np.uint32(RetFlag.DEPTH)
             return int((mine & (nodes["entry"]["session"] == session) & (shown != 0)).sum())
         stacks = self._kernel.machine.memory.view(
             self._address + cpu * STACKS_PER_CPU * RET_STACK_BYTES,
@@ -96,9 +101,12 @@ class RetStacks:
             self._kernel.write("ftrace_ret_stacks", self._address)
             return
         stacks = STACKS_PER_CPU * len(self._kernel.machine.vcpus)
-        address = self._pool.alloc(stacks * RET_STACK_BYTES // PAGE_SIZE)
-        assert RET_STACK_BYTES * 2 == STACK_SLOT, "RET_STACK_HERE relies on it"
-        self._kernel.write("ftrace_ret_stacks", address)
-        self._kernel.write("ftrace_ret_stack_area", STACK_AREA)
+        self._kernel.machine.memory.map(
+            "shadow stacks",
+            RET_STACK_AREA,
+            stacks * RET_STACK_BYTES,
+            writable=True,
+            purpose="return addresses that return_to_handler stands for",
+        )
         self._kernel.write("ftrace_ret_stack_area_size", stacks * STACK_SLOT)
-        self._address = address
+        self._address = RET_STACK_AREA

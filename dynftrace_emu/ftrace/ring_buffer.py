@@ -3,8 +3,9 @@
 Each CPU writes its own buffer, in guest code (firmware/trace/ring_buffer.S), and nobody else does
 while it runs. The host reads without asking it to wait: pages are counted and never reused, so a
 copy of page N is good if the writer has not come to page N + nr_pages when the copy is done, and in
-it what ``commit`` covered before the copy began. What was overwritten is not counted by the writer
-but follows from the numbers of events: so events + overruns is what was written, whoever raced.
+it what was whole before the copy began: what the write word has, or, if that is open, ``commit``.
+What was overwritten is not counted by the writer but follows from the numbers of events: so events
++ overruns is what was written, whoever raced.
 
 ``_lock`` guards the reader's own state; a leaf, held only while pages are copied.
 """
@@ -29,6 +30,7 @@ from dynftrace_emu.kernel.structs import (
     WRITE_CLOSED,
     WRITE_COUNT_MASK,
     WRITE_COUNT_SHIFT,
+    WRITE_OPEN,
     WRITE_TIME_SHIFT,
 )
 
@@ -237,11 +239,14 @@ class RingBufferCpu:
         numbers = np.arange(oldest, newest + 1, dtype=np.int64)
         index = numbers % self.nr_pages
         valid = self._table["number"][index].astype(np.int64) == numbers
-        commit = self._commits[index].astype(np.int64)
+        writes = self._writes[index]
         # In a page that is closed somebody may be at work still; then nothing behind it counts yet.
-        whole = (self._writes[index] & np.uint64(_PLACE)).astype(np.int64) * 4 == commit
+        whole = (writes & np.uint64(WRITE_OPEN)) == 0
+        reserved = (writes & np.uint64(_PLACE)).astype(np.int64) * 4
+        commit = np.where(whole, reserved, self._commits[index].astype(np.int64))
         first = self._table["first"][index].astype(np.int64)
         raw = self._raw[index]
+        raw.view("<u8")[:, BUFFER_PAGE.offset("commit") // 8] = commit
         valid &= numbers > self.get("page_no") - self.nr_pages  # nobody has begun to write over it
         valid[1:] &= np.logical_and.accumulate(whole | ~valid)[:-1]
         return Pages(raw[valid], numbers[valid], first[valid], commit[valid])

@@ -1,7 +1,7 @@
 """``ftrace_map``: for each call site a word that says who wants it, in guest memory.
 
-The map is a shadow of the text: the word of a site lies as far from the map's start as the site's
-first four bytes from the text's. A call is five bytes, so no two share a word. Guest code reads it;
+The map is a shadow of the text, ``FTRACE_MAP_OFFSET`` behind it: so far from a site's first four
+bytes lies its word. A call is five bytes, so no two share a word. Guest code reads it;
 the host writes it, together with the text and in the same stop.
 """
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dynftrace_emu.kernel.structs import PAGE_SIZE, TraceBit
+from dynftrace_emu.kernel.structs import FTRACE_MAP_OFFSET, TraceBit
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,14 +24,13 @@ _KNOWN = np.uint32(1 << TraceBit.KNOWN)
 
 
 class SiteMap:
-    """The map of one kernel; made before the kernel runs."""
+    """The map of one kernel, in the memory that the loader has kept for it."""
 
     def __init__(self, kernel: GuestKernel) -> None:
         self.text_start, self.text_end = kernel.image.text_range
-        pages = -(-(self.text_end - self.text_start) // PAGE_SIZE)
-        region = kernel.machine.memory.alloc_pages(pages, "ftrace map", "who wants which site")
-        self._words = kernel.machine.memory.view(region.address, "<u4", region.size // 4)
-        kernel.write("ftrace_map_bias", (region.address - self.text_start) % (1 << 64))
+        words = (self.text_end - self.text_start + 3) // 4
+        start = self.text_start // 4 * 4 + FTRACE_MAP_OFFSET
+        self._words = kernel.machine.memory.view(start, "<u4", words)
 
     def set(self, sites: NDArray[np.uint64], bits: NDArray[np.uint32]) -> None:
         """These sites are known, and wanted by ``bits``."""

@@ -37,7 +37,7 @@ class StaticFtrace:
         self._listeners = Listeners()
         self._was_tracing = False
         nothing = np.zeros(0, dtype=np.uint64)
-        self._nowhere_in_a_tracer = TextSpan(nothing, 0, TRACER_OFFSET)
+        self._nowhere_in_a_tracer = TextSpan(nothing, 0, TRACER_OFFSET, kernel.restarts)
         kernel.enable_bits(1 << TraceBit.COUNT)
 
     @property

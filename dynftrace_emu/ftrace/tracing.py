@@ -246,6 +246,7 @@ class Tracing:
         def in_stop() -> None:
             probes.install()
             self.graph.write()
+            self.write_plain()
             commit()
 
         try:
@@ -327,13 +328,18 @@ class Tracing:
             self.kernel.write("ftrace_tracing_on", bits | mask if on else bits & ~mask)
 
     def write_plain(self) -> None:
-        """Tell guest code whether the function tracer's fast path is all there is to it."""
+        """Tell guest code whether the plain cases it has written out are all there is.
+
+        They read the TSC, and rely on what the guest's interrupt entries do.
+        """
         arrays = self.arrays()
         plain = (
             self.kernel.machine.engine.name == "threaded"
+            and "trace_irqflags" in self.kernel.image.symbols
             and not any(array.pid_filter for array in arrays)
             and not any(array.clock == "counter" for array in arrays)
             and not self.global_array.option("func_stack_trace")
+            and not (self.global_array.tracer == "function_graph" and self.graph.chooses)
         )
         bit = 1 << TraceBit.KNOWN
         if plain:

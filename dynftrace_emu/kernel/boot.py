@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from dynftrace_emu.errors import ImageError
 from dynftrace_emu.kernel.elf_boot import prepare_start
 from dynftrace_emu.kernel.guest import GuestKernel
 from dynftrace_emu.kernel.structs import (
     BOOT_PARAMS,
+    FTRACE_MAP_OFFSET,
     NMI_STACK_SLOT,
     PAGE_SIZE,
     PCPU,
@@ -90,6 +92,8 @@ def boot(
         per_vcpu += start.stack
     memory = GuestMemory(_SPARE_RAM + loaded + 4 * text + nr_vcpus * per_vcpu)
     _load_segments(memory, image)
+    if image.mcount is not None:
+        _map_sites(memory, image)
     for cpu in range(nr_vcpus):
         _map_cpu(memory, cpu, percpu)
     if "boot_params" in image.symbols:
@@ -116,6 +120,24 @@ def _load_segments(memory: GuestMemory, image: KernelImage) -> None:
             purpose=f"{image.name}'s {segment.name}",
         )
         memory.write(segment.address, segment.data)
+
+
+def _map_sites(memory: GuestMemory, image: KernelImage) -> None:
+    """Keep room for ``ftrace_map``, which guest code looks into whenever a call site runs."""
+    start, end = image.text_range
+    if end - start > FTRACE_MAP_OFFSET:
+        raise ImageError(
+            f"{image.name} has {(end - start) >> 20} MiB of text; calls can be traced in "
+            f"{FTRACE_MAP_OFFSET >> 20} MiB"
+        )
+    first = start // PAGE_SIZE * PAGE_SIZE
+    memory.map(
+        "ftrace map",
+        first + FTRACE_MAP_OFFSET,
+        end - first,
+        writable=True,
+        purpose="who wants which call site",
+    )
 
 
 def percpu_address(cpu: int, size: int) -> int:
@@ -202,7 +224,7 @@ def _set_up_vcpu(machine: Machine, image: KernelImage, cpu: int, percpu: int) ->
 
 def _write_pcpu(memory: GuestMemory, area: int, cpu: int) -> None:
     pcpu = memory.view(area, PCPU.dtype)[0]
-    pcpu["self"], pcpu["cpu"] = area, cpu
+    pcpu["self"], pcpu["cpu"], pcpu["irqs_off"] = area, cpu, 1
     # Who boots becomes the idle task: it has that task's pid from the first instruction on, or what
     # it is in the middle of then would belong to two tasks.
     pcpu["pid"] = cpu * STACKS_PER_CPU + 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -117,6 +118,15 @@ class GuestKernel:
     def write(self, symbol: str, value: int) -> None:
         """Store to the 8-byte variable ``symbol``, in one move."""
         self.machine.memory.write_u64(self.image.address(symbol), value)
+
+    @cached_property
+    def restarts(self) -> tuple[tuple[int, int], ...]:
+        """Where the tracers begin anew if they are interrupted: from, and up to."""
+        symbol = self.image.symbols.get("ftrace_restarts")
+        if symbol is None:
+            return ()
+        rows = self.machine.memory.view(symbol.address, "<u8", symbol.size // 8).reshape(-1, 3)
+        return tuple((begin, end) for begin, end, _ in rows.tolist())
 
     @property
     def returned(self) -> int | None:

@@ -144,7 +144,7 @@ BUFFER_PAGE = GuestStruct(
     "buffer_page",
     (
         ("time_stamp", "<u8", "time of its first event, in ns"),
-        ("commit", "<u8", "bytes of whole events in it"),
+        ("commit", "<u8", "bytes of whole events in it, while its write word says that it is open"),
     ),
 )
 """``struct buffer_data_page``: the header of a page of events, as Linux lays it out."""
@@ -152,20 +152,27 @@ BUFFER_PAGE = GuestStruct(
 PAGE_WRITE = PAGE_SIZE - 8
 """Where a page keeps its write word, behind its events: what the next event goes by.
 
-Its parts, from the lowest bit: words of events reserved, whether the page is closed, events
-reserved, time of the last (ns, modulo 2^45: events may be 9 hours apart).
+Its parts, from the lowest bit: words of events reserved, whether the page is closed, whether it is
+open (events behind ``commit`` may not be whole; else all are), events reserved, time of the last
+(ns, modulo 2^44: events may be 2 hours apart).
 """
 WRITE_CLOSED = 1 << 10
-WRITE_COUNT_SHIFT, WRITE_COUNT_MASK = 11, 0xFF
-WRITE_TIME_SHIFT = 19
+WRITE_OPEN = 1 << 11
+WRITE_COUNT_SHIFT, WRITE_COUNT_MASK = 12, 0xFF
+WRITE_TIME_SHIFT = 20
 
 RET_STACK = GuestStruct(
     "ret_stack",
     (
-        ("depth", "<u8", "entries in use"),
-        ("graph_depth", "<u8", "those of them that function_graph shows"),
-        ("notrace_depth", "<u8", "those inside a function of set_graph_notrace, that one included"),
-        ("session", "<u8", "the run of the graph tracer these two belong to"),
+        ("depth", "<u4", "entries in use"),
+        ("graph_depth", "<u4", "those of them that function_graph shows"),
+        (
+            "session",
+            "<u4",
+            "the run of the graph tracer that these two belong to: the one before, and",
+        ),
+        ("notrace_depth", "<u4", "those inside a function of set_graph_notrace, that one included"),
+        ("unused", "(4,)<u8", "in front of the first entry: no entry"),
     ),
 )
 """The header of a shadow stack: return addresses that ``return_to_handler`` stands for."""
@@ -176,8 +183,8 @@ RET_ENTRY = GuestStruct(
         ("ret", "<u8", "where the function returns to"),
         ("func", "<u8", "its ip: the return address of its call to mcount"),
         ("calltime", "<u8", "when it was entered, in ns"),
-        ("flags", "<u8", "RetFlag"),
-        ("session", "<u8", "the run of the graph tracer that it was entered in"),
+        ("flags", "<u4", "RetFlag"),
+        ("session", "<u4", "the run of the graph tracer that it was entered in"),
         ("frame", "<u8", "where the return address was"),
     ),
 )
@@ -193,7 +200,7 @@ RET_NODE = GuestStruct(
         ("up", "<u8", "the node of the call it is in, or 0"),
         ("cpu", "<u8", "where it was entered"),
         ("hides", "<u8", "the node that had this frame before, and will again: a tail call; or 0"),
-        ("unused", "(2,)<u8", "to make it a power of two"),
+        ("unused", "<u8", "to make it a power of two"),
     ),
 )
 """A shadow stack for one call, where stacks are unknown (firmware/runtime/ret_nodes.S)."""
@@ -236,6 +243,13 @@ PROBE = GuestStruct(
 )
 """``struct ftrace_func_probe``, for one function."""
 
+FTRACE_MAP_OFFSET = 0x2008_0000
+"""How far behind each call site its word of ``ftrace_map`` lies, in bytes.
+
+Not a multiple of 256 pages: an engine's TLB has one place for all pages that are such a multiple
+apart, and the first stacks and the per-CPU areas begin at one.
+"""
+
 PROBE_HASHBITS = 8
 PROBE_HASHSIZE = 1 << PROBE_HASHBITS
 
@@ -271,9 +285,12 @@ PCPU = GuestStruct(
         ("clock_ns", "<u8", "time since boot; the host writes"),
         ("pvclock", PVCLOCK.dtype, "what the finer clock is read by; the host writes"),
         ("current", "<u8", "the running task"),
-        ("pid", "<u8", "its pid; the loader writes that of the idle task"),
+        # What each event says of its context; tracers read these four at once.
+        ("need_resched", "u1", "set by the tick, cleared by schedule()"),
+        ("irqs_off", "u1", "1 while interrupts are off, as percpu.inc's macros and entries say"),
+        ("pid", "<u2", "the running task's; the loader writes that of the idle task"),
         ("preempt_count", "<u8", "above 0: no preemption, no parking; its parts as in Linux"),
-        ("need_resched", "<u8", "set by the tick, cleared by schedule()"),
+        ("unused", "<u4", ""),
         ("jiffies", "<u8", "the guest's own time, in ticks"),
         ("timer_interrupts", "<u8", "ticks this CPU handled"),
         ("nmi_count", "<u8", "NMIs this CPU handled"),
@@ -385,7 +402,9 @@ STACK_SLOT = 0x4000
 THREAD_SIZE = 0x2000
 STACKS_PER_CPU = 16
 NMI_STACK_SLOT = 15
-RET_STACK_BYTES = 0x2000
+RET_STACK_BYTES = STACK_SLOT // 2
+RET_STACK_AREA = (STACK_AREA >> 1) + (1 << 63)
+"""Each stack's shadow lies at half its address: so guest code finds it by a shift."""
 RET_STACK_ENTRIES = (RET_STACK_BYTES - RET_STACK.size) // RET_ENTRY.size
 PID_MAX = 2048
 TIMER_VECTOR = 0xEF  # LOCAL_TIMER_VECTOR
@@ -423,8 +442,10 @@ def asm_offsets() -> dict[str, int]:
         "PORT_FTRACE_RECORD": FTRACE_RECORD_PORT,
         "PORT_FTRACE_PROBE": FTRACE_PROBE_PORT,
         "TRACER_OFFSET": TRACER_OFFSET,
+        "FTRACE_MAP_OFFSET": FTRACE_MAP_OFFSET,
         "PAGE_WRITE": PAGE_WRITE,
         "WRITE_CLOSED": WRITE_CLOSED,
+        "WRITE_OPEN": WRITE_OPEN,
         "WRITE_COUNT_SHIFT": WRITE_COUNT_SHIFT,
         "WRITE_COUNT_MASK": WRITE_COUNT_MASK,
         "WRITE_TIME_SHIFT": WRITE_TIME_SHIFT,

@@ -49,21 +49,29 @@ class TextSpan:
 
     ``size`` bytes at each of the sorted ``addresses`` are about to change: an ip at the first is
     outside. ``in_use``: a vCPU whose preempt count is so large is using what changes, wherever its
-    ip is; 0: none is.
+    ip is; 0: none is. Who has an ip in one of the ``sections``, from the first byte to before the
+    second, is using it too.
     """
 
     addresses: NDArray[np.uint64]
     size: int
     in_use: int = 0
+    sections: tuple[tuple[int, int], ...] = ()
 
     def inside(self, ips: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        """Those of ``ips`` that point behind the first byte of one of the spans."""
+        """Those of ``ips`` behind the first byte of one of the spans, or in a section."""
+        inside = self._in_spans(ips)
+        for begin, end in self.sections:
+            inside |= (ips >= np.uint64(begin)) & (ips < np.uint64(end))
+        return ips[inside]
+
+    def _in_spans(self, ips: NDArray[np.uint64]) -> NDArray[np.bool_]:
         if not len(self.addresses) or not len(ips):
-            return ips[:0]
+            return np.zeros(len(ips), dtype=np.bool_)
         index = np.searchsorted(self.addresses, ips, side="left") - 1
         start = self.addresses[np.maximum(index, 0)]
         inside: NDArray[np.bool_] = (index >= 0) & (ips - start < self.size)
-        return ips[inside]
+        return inside
 
 
 @dataclass(frozen=True, slots=True)

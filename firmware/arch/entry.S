@@ -41,10 +41,19 @@
         pop rdi
 .endm
 
+# What tracers must know of an interrupt, regs rdi, before anything traced runs.
+.macro TRACE_IRQ_ENTRY
+        mov byte ptr gs:[PCPU_IRQS_OFF], 1
+.ifdef CONFIG_FTRACE
+        call ftrace_interrupted
+.endif
+.endm
+
 # The local timer. RBP stays the interrupted function's, so backtraces go on through the frame.
 ENTRY apic_timer_interrupt
         SAVE_ALL
         mov rdi, rsp
+        TRACE_IRQ_ENTRY
         call smp_apic_timer_interrupt
         jmp ret_from_intr
 END apic_timer_interrupt
@@ -52,12 +61,13 @@ END apic_timer_interrupt
 # Leave an interrupt: with CONFIG_PREEMPT the task is switched here if the tick asked for it and
 # nothing forbids it. Interrupts are off.
 ENTRY ret_from_intr
-        cmp qword ptr gs:[PCPU_NEED_RESCHED], 0
+        cmp byte ptr gs:[PCPU_NEED_RESCHED], 0
         je .Lrestore_all
         cmp qword ptr gs:[PCPU_PREEMPT_COUNT], 0
         jne .Lrestore_all
         call preempt_schedule_irq
 .Lrestore_all:
+        mov byte ptr gs:[PCPU_IRQS_OFF], 0      # they were on, or it had not come
         RESTORE_ALL
         iretq
 END ret_from_intr
@@ -67,7 +77,14 @@ END ret_from_intr
 ENTRY nmi
         SAVE_ALL
         mov rdi, rsp
+        movzx ebx, byte ptr gs:[PCPU_IRQS_OFF]
+        TRACE_IRQ_ENTRY
         call do_nmi
+        mov gs:[PCPU_IRQS_OFF], bl
         RESTORE_ALL
         iretq
 END nmi
+
+.rodata
+trace_irqflags:                         # says to the host: TRACE_IRQ_ENTRY and pcpu.irqs_off are there
+        .byte 1

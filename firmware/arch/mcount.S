@@ -108,8 +108,7 @@ ENTRY ftrace_record_ip
         je .Lpatched
         lea rax, [rdi - MCOUNT_INSN_SIZE]       # ... or made a call to the tracers
         and rax, -4
-        add rax, [rip + ftrace_map_bias]
-        test byte ptr [rax], TRACE_KNOWN
+        test byte ptr [rax + FTRACE_MAP_OFFSET], TRACE_KNOWN
         jnz .Lpatched
         mov rcx, [rip + ftrace_pages]
         test rcx, rcx

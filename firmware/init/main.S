@@ -119,21 +119,21 @@ END start_secondary
 # Interrupts are on meanwhile: this CPU can be stopped like any other.
 FUNC wait_for_boot_cpu
 1:
-        sti
+        LOCAL_IRQ_ENABLE
         call cond_resched
         cmp qword ptr [rip + system_running], 0
         jne 2f
         hlt                             # until the next tick
         jmp 1b
 2:
-        cli
+        LOCAL_IRQ_DISABLE
         RETURN
 END wait_for_boot_cpu
 
 # rest_init(): start this CPU's work and become its idle task.
 FUNC rest_init
         call workload_start
-        sti
+        LOCAL_IRQ_ENABLE
         call cpu_idle
         ud2
 END rest_init

@@ -26,7 +26,7 @@ END printk
 
 # panic(text rdi): any state. Does not return.
 FUNC panic
-        cli
+        LOCAL_IRQ_DISABLE
         push rdi
         lea rdi, [rip + .Lpanic]
         call console_write

@@ -21,7 +21,7 @@ FUNC sched_init
         call alloc_task_struct
         mov gs:[PCPU_CURRENT], rax
         mov rcx, [rax + TASK_PID]
-        mov gs:[PCPU_PID], rcx
+        mov gs:[PCPU_PID], cx
         mov gs:[idle_task], rax
         mov qword ptr [rax + TASK_ON_CPU], 1
         lea rdi, [rax + TASK_COMM]
@@ -140,7 +140,7 @@ END ret_from_fork
 
 FUNC schedule_tail
         dec qword ptr gs:[PCPU_PREEMPT_COUNT]
-        sti
+        LOCAL_IRQ_ENABLE
         RETURN
 END schedule_tail
 
@@ -216,9 +216,8 @@ FUNC __schedule
         mov r12d, edi
 .Lneed_resched:
         inc qword ptr gs:[PCPU_PREEMPT_COUNT]
-        pushfq
-        cli
-        mov qword ptr gs:[PCPU_NEED_RESCHED], 0
+        LOCAL_IRQ_SAVE
+        mov byte ptr gs:[PCPU_NEED_RESCHED], 0
         CURRENT rbx
         mov rdi, rbx
         mov esi, r12d
@@ -230,11 +229,11 @@ FUNC __schedule
         mov rsi, rax
         call context_switch
 .Lsame:
-        popfq
+        LOCAL_IRQ_RESTORE
         dec qword ptr gs:[PCPU_PREEMPT_COUNT]
         xor r12d, r12d
         inc r12d                        # if it must switch again, that is a preemption
-        cmp qword ptr gs:[PCPU_NEED_RESCHED], 0
+        cmp byte ptr gs:[PCPU_NEED_RESCHED], 0
         jne .Lneed_resched
         pop r12
         pop rbx
@@ -246,9 +245,9 @@ FUNC context_switch
         inc qword ptr gs:[nr_switches]
         mov qword ptr [rdi + TASK_ON_CPU], 0
         mov qword ptr [rsi + TASK_ON_CPU], 1
-        mov gs:[PCPU_CURRENT], rsi
         mov rax, [rsi + TASK_PID]
-        mov gs:[PCPU_PID], rax
+        mov gs:[PCPU_CURRENT], rsi
+        mov gs:[PCPU_PID], ax
         call __switch_to
         RETURN
 END context_switch
@@ -317,14 +316,13 @@ END preempt_schedule
 FUNC preempt_schedule_irq
         mov edi, 1
         call __schedule
-        cli
+        LOCAL_IRQ_DISABLE
         RETURN
 END preempt_schedule_irq
 
 # wake_up_process(task rdi): any state.
 FUNC wake_up_process
-        pushfq
-        cli
+        LOCAL_IRQ_SAVE
         cmp qword ptr [rdi + TASK_STATE], TASK_SLEEPING
         jne 1f
         mov qword ptr [rdi + TASK_STATE], TASK_RUNNING
@@ -334,7 +332,7 @@ FUNC wake_up_process
         je 1f
         call enqueue_task
 1:
-        popfq
+        LOCAL_IRQ_RESTORE
         RETURN
 END wake_up_process
 
@@ -348,7 +346,7 @@ FUNC scheduler_tick
 END scheduler_tick
 
 FUNC resched_task
-        mov qword ptr gs:[PCPU_NEED_RESCHED], 1
+        mov byte ptr gs:[PCPU_NEED_RESCHED], 1
         RETURN
 END resched_task
 
@@ -362,7 +360,7 @@ FUNC cond_resched
         hlt
         jmp 1b
 2:
-        cmp qword ptr gs:[PCPU_NEED_RESCHED], 0
+        cmp byte ptr gs:[PCPU_NEED_RESCHED], 0
         je 3f
         call schedule
 3:
@@ -403,13 +401,13 @@ END cpu_idle
 
 # default_idle(): wait for an interrupt. No interrupt comes between sti and hlt.
 FUNC default_idle
-        cli
+        LOCAL_IRQ_DISABLE
         cmp qword ptr gs:[nr_running], 0
         jne 1f
-        sti
+        LOCAL_IRQ_ENABLE
         hlt
 1:
-        sti
+        LOCAL_IRQ_ENABLE
         RETURN
 END default_idle
 

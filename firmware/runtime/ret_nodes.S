@@ -94,16 +94,12 @@ ENTRY ret_node_enter
         mov [rsi + RET_NODE_CPU], rax
         mov gs:[ret_node_last], rsi
         xor eax, eax
-        mov [rsi + RET_STACK_DEPTH], rax
-        mov [rsi + RET_STACK_GRAPH_DEPTH], rax
-        mov [rsi + RET_STACK_NOTRACE_DEPTH], rax
-        mov [rsi + RET_STACK_SESSION], rax
+        mov [rsi + RET_STACK_DEPTH], rax        # and the graph depth
+        mov [rsi + RET_STACK_SESSION], rax      # and the notrace depth
         test r8, r8
         jz 8f
-        mov rax, [r8 + RET_STACK_GRAPH_DEPTH]
-        mov [rsi + RET_STACK_GRAPH_DEPTH], rax
-        mov rax, [r8 + RET_STACK_NOTRACE_DEPTH]
-        mov [rsi + RET_STACK_NOTRACE_DEPTH], rax
+        mov eax, [r8 + RET_STACK_GRAPH_DEPTH]
+        mov [rsi + RET_STACK_GRAPH_DEPTH], eax
         mov rax, [r8 + RET_STACK_SESSION]
         mov [rsi + RET_STACK_SESSION], rax
 8:

@@ -11,7 +11,7 @@ ENTRY function_trace_call
         mov [rdx + 12], rdi
         mov rsi, [rbp + 8]
         mov [rdx + 20], rsi
-        RING_BUFFER_COMMIT FUNCTION_EVENT
+        RING_BUFFER_COMMIT
         cmp qword ptr [r11 + RB_STACK], 0
         jne ftrace_trace_stack
 .Lfunction_dropped:

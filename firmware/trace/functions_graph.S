@@ -9,7 +9,6 @@
 .include "trace/trace.inc"
 
 .set HARDIRQ_MASK, 0xf0000
-.set RETURN_SLOT, 0x60                  # from the last register pushed to the return address at return_to_handler
 
 # function_graph_enter(wanted rbx, site rdi, rflags r10): an entry event, a hit, and the hook.
 #   rsi = shadow stack, r9 = what to do on return (RetFlag), rax = time, r11 = buffer
@@ -17,7 +16,7 @@ ENTRY function_graph_enter
         mov r11, gs:[PCPU_TRACE_BUFFERS + 8 * TRACE_BIT_GRAPH]
         xor r9d, r9d
         RET_STACK_ENTER rsi, .Lno_room
-        cmp qword ptr [rsi + RET_STACK_DEPTH], RET_STACK_ENTRIES
+        cmp dword ptr [rsi + RET_STACK_DEPTH], RET_STACK_ENTRIES
         jae .Lno_room
         test bl, TRACE_GRAPH
         jz 1f
@@ -31,34 +30,26 @@ ENTRY function_graph_enter
         test r9d, r9d
         jz .Lnot_hooked
         # From the inc on an interrupt's entries go above ours.
-        imul rcx, [rsi + RET_STACK_DEPTH], RET_ENTRY_SIZE
-        inc qword ptr [rsi + RET_STACK_DEPTH]
-        lea rcx, [rsi + rcx + RET_STACK_SIZE]
-        mov [rcx + RET_ENTRY_FLAGS], r9
+        mov ecx, [rsi + RET_STACK_DEPTH]
+        inc dword ptr [rsi + RET_STACK_DEPTH]
+        RET_ENTRY_OF rcx, rsi
+        mov [rcx + RET_ENTRY_FLAGS], r9d
         mov [rcx + RET_ENTRY_FUNC], rdi
         mov rax, [rip + ftrace_graph_session]
-        mov [rcx + RET_ENTRY_SESSION], rax
+        mov [rcx + RET_ENTRY_SESSION], eax
         mov rax, [rbp + 8]
         mov [rcx + RET_ENTRY_RET], rax
         lea rax, [rbp + 8]
         mov [rcx + RET_ENTRY_FRAME], rax
         TRACE_CLOCK_LOCAL
         mov [rcx + RET_ENTRY_CALLTIME], rax
+        test r9d, RET_GRAPH
+        jz 3f
+        cmp qword ptr [rip + ftrace_graph_thresh], 0
+        je function_graph_hooked
+3:                                      # only what takes long is told, when it is over
         lea rax, [rip + return_to_handler]
         mov [rbp + 8], rax
-        test r9d, RET_GRAPH
-        jz 4f
-        cmp qword ptr [rip + ftrace_graph_thresh], 0
-        jne 4f                          # only what takes long is told, when it is over
-        push rcx
-        mov rax, [rsi + RET_STACK_GRAPH_DEPTH]
-        dec rax
-        push rax
-        call graph_entry_event
-        pop rax
-        pop rcx
-        jnc 4f
-        or qword ptr [rcx + RET_ENTRY_FLAGS], RET_DROPPED
 4:
         ret
 .Lnot_hooked:
@@ -76,26 +67,44 @@ ENTRY function_graph_enter
         ret
 END function_graph_enter
 
+# function_graph_hooked(entry rcx, shadow stack rsi, site rdi, rflags r10, buffer r11): hook the return
+# and tell the entry.
+ENTRY function_graph_hooked
+        lea rax, [rip + return_to_handler]
+        mov [rbp + 8], rax
+        push rcx
+        mov eax, [rsi + RET_STACK_GRAPH_DEPTH]
+        dec eax
+        push rax
+        call graph_entry_event
+        pop rax
+        pop rcx
+        jnc 1f
+        or dword ptr [rcx + RET_ENTRY_FLAGS], RET_DROPPED
+1:
+        ret
+END function_graph_hooked
+
 # graph_decide(wanted rbx, shadow stack rsi): r9 |= what the graph tracer wants of this call
 # (trace_graph_entry). Clobbers rdx.
 ENTRY graph_decide
-        mov rdx, [rip + ftrace_graph_session]
-        cmp [rsi + RET_STACK_SESSION], rdx
+        mov edx, [rip + ftrace_graph_session]
+        cmp [rsi + RET_STACK_SESSION], edx
         je 1f
-        mov [rsi + RET_STACK_SESSION], rdx      # what is hooked from an earlier run does not count
-        mov qword ptr [rsi + RET_STACK_GRAPH_DEPTH], 0
-        mov qword ptr [rsi + RET_STACK_NOTRACE_DEPTH], 0
+        mov [rsi + RET_STACK_SESSION], edx      # what is hooked from an earlier run does not count
+        mov dword ptr [rsi + RET_STACK_GRAPH_DEPTH], 0
+        mov dword ptr [rsi + RET_STACK_NOTRACE_DEPTH], 0
 1:
-        cmp qword ptr [rsi + RET_STACK_NOTRACE_DEPTH], 0
+        cmp dword ptr [rsi + RET_STACK_NOTRACE_DEPTH], 0
         jne 4f
         test bl, TRACE_GRAPH_NOTRACE
         jz 2f
-        inc qword ptr [rsi + RET_STACK_NOTRACE_DEPTH]
+        inc dword ptr [rsi + RET_STACK_NOTRACE_DEPTH]
         or r9d, RET_NOTRACE
         ret
 2:
-        mov rdx, [rsi + RET_STACK_GRAPH_DEPTH]
-        test rdx, rdx
+        mov edx, [rsi + RET_STACK_GRAPH_DEPTH]
+        test edx, edx
         jnz 3f
         cmp qword ptr [rip + ftrace_graph_filter], 0
         je 3f
@@ -107,7 +116,7 @@ ENTRY graph_decide
         cmp qword ptr [rip + ftrace_graph_skip_irqs], 0
         jne 5f
 6:
-        inc qword ptr [rsi + RET_STACK_GRAPH_DEPTH]
+        inc dword ptr [rsi + RET_STACK_GRAPH_DEPTH]
         or r9d, RET_GRAPH | RET_DEPTH
 4:
         ret
@@ -125,7 +134,7 @@ ENTRY graph_entry_event
         mov [rdx + 12], rdi
         mov esi, [rsp + 8]
         mov [rdx + 20], esi
-        RING_BUFFER_COMMIT GRAPH_ENTRY_EVENT
+        RING_BUFFER_COMMIT
         clc
         ret
 .Lentry_dropped:
@@ -133,41 +142,34 @@ ENTRY graph_entry_event
         ret
 END graph_entry_event
 
-# return_to_handler: where every hooked function returns to. Preserves all registers and flags, and
-# goes on where the function would have. (popfq costs more than all the rest: lahf and seto do.)
-ENTRY return_to_handler
-        sub rsp, 8                      # the return address again
-        push rax
-        lahf
-        seto al
-        push rax
-        push rcx
-        push rdx
+# What return_to_handler does where it is not the plain case, or was interrupted in it. Its registers
+# lie on the stack.
+ENTRY return_to_handler_slow
+        add qword ptr gs:[PCPU_PREEMPT_COUNT], TRACER_OFFSET
+return_to_handler_interrupted:
         push rsi
-        push rdi
         push r8
         push r9
         push r10
-        push r11
         push rbx
         push r12
-        add qword ptr gs:[PCPU_PREEMPT_COUNT], TRACER_OFFSET
 __return_to_handler_section:
         pushfq
         pop r10
-        lea rdx, [rsp + RETURN_SLOT]
+        lea rdx, [rsp + RETURN_SLOT + 0x30]
         RET_STACK_LEAVE rsi, .Llost
 1:
-        imul rax, [rsi + RET_STACK_DEPTH], RET_ENTRY_SIZE
-        sub rax, RET_ENTRY_SIZE
+        mov eax, [rsi + RET_STACK_DEPTH]
+        sub eax, 1
         jb .Llost
-        lea r12, [rsi + rax + RET_STACK_SIZE]
-        mov rbx, [r12 + RET_ENTRY_FLAGS]
+        RET_ENTRY_OF rax, rsi
+        mov r12, rax
+        mov ebx, [r12 + RET_ENTRY_FLAGS]
         call graph_leave_depth
         cmp [r12 + RET_ENTRY_FRAME], rdx
         je 2f
         ja .Llost
-        dec qword ptr [rsi + RET_STACK_DEPTH]   # a frame that was left without a return
+        dec dword ptr [rsi + RET_STACK_DEPTH]   # a frame that was left without a return
         jmp 1b
 2:
         mov rax, [r12 + RET_ENTRY_RET]
@@ -184,42 +186,33 @@ __return_to_handler_section:
         call graph_return
 4:
         pop rsi
-        dec qword ptr [rsi + RET_STACK_DEPTH]   # what was above is gone: interrupts have returned
+        dec dword ptr [rsi + RET_STACK_DEPTH]   # what was above is gone: interrupts have returned
         RET_STACK_LEFT rsi
         sub qword ptr gs:[PCPU_PREEMPT_COUNT], TRACER_OFFSET
-__return_to_handler_section_end:
         pop r12
         pop rbx
-        pop r11
         pop r10
         pop r9
         pop r8
-        pop rdi
         pop rsi
-        pop rdx
-        pop rcx
-        pop rax
-        add al, 0x7f                    # the overflow flag again
-        sahf
-        pop rax
-        ret
+        jmp return_to_handler_end
 .Llost:
         ud2                             # no entry for this return: nowhere to go
-END return_to_handler
+END return_to_handler_slow
 
 # graph_leave_depth(entry r12, its flags rbx, shadow stack rsi): one level up again, if the level is
 # of the present run. Clobbers rax.
 ENTRY graph_leave_depth
-        mov rax, [r12 + RET_ENTRY_SESSION]
-        cmp rax, [rsi + RET_STACK_SESSION]
+        mov eax, [r12 + RET_ENTRY_SESSION]
+        cmp eax, [rsi + RET_STACK_SESSION]
         jne 2f
         test bl, RET_NOTRACE
         jz 1f
-        dec qword ptr [rsi + RET_STACK_NOTRACE_DEPTH]
+        dec dword ptr [rsi + RET_STACK_NOTRACE_DEPTH]
 1:
         test bl, RET_DEPTH
         jz 2f
-        dec qword ptr [rsi + RET_STACK_GRAPH_DEPTH]
+        dec dword ptr [rsi + RET_STACK_GRAPH_DEPTH]
 2:
         ret
 END graph_leave_depth
@@ -227,8 +220,8 @@ END graph_leave_depth
 # graph_return(entry r12, its flags rbx, shadow stack rsi, local time rax, rflags r10): an exit event,
 # if the tracer that saw the entry still listens (trace_graph_return).
 ENTRY graph_return
-        mov rdx, [r12 + RET_ENTRY_SESSION]
-        cmp rdx, [rip + ftrace_graph_session]
+        mov edx, [r12 + RET_ENTRY_SESSION]
+        cmp edx, [rip + ftrace_graph_session]
         jne .Lexit_done
         test qword ptr gs:[PCPU_TRACE_MASK], TRACE_GRAPH
         jz .Lexit_done
@@ -240,7 +233,8 @@ ENTRY graph_return
         cmp rdx, [rip + ftrace_graph_thresh]
         jb .Lexit_done
         push rax
-        push qword ptr [rsi + RET_STACK_GRAPH_DEPTH]
+        mov edx, [rsi + RET_STACK_GRAPH_DEPTH]
+        push rdx
         RING_BUFFER_RESERVE GRAPH_EXIT_EVENT, .Lexit_dropped
         GENERIC_ENTRY EVENT_GRAPH_EXIT
         mov rsi, [r12 + RET_ENTRY_FUNC]
@@ -251,7 +245,7 @@ ENTRY graph_return
         mov [rdx + 28], rsi
         mov rsi, [rsp + 8]
         mov [rdx + 36], rsi
-        RING_BUFFER_COMMIT GRAPH_EXIT_EVENT
+        RING_BUFFER_COMMIT
 .Lexit_dropped:
         add rsp, 16
 .Lexit_done:
@@ -292,11 +286,9 @@ END profile_return
 
 .data
         .p2align 3
-ftrace_ret_stack_area:                  # where the stacks begin that have shadow stacks
+ftrace_ret_stack_area_size:             # so many bytes of stacks have shadows
         .quad 0
-ftrace_ret_stack_area_size:
-        .quad 0
-ftrace_ret_stacks:
+ftrace_ret_stacks:                      # where the nodes are (runtime/ret_nodes.S)
         .quad 0
 ftrace_graph_session:                   # counts the runs of the graph tracer
         .quad 0

@@ -2,9 +2,9 @@
 # far apart. Each CPU writes its own buffers alone; the host reads meanwhile.
 #
 # What the reader relies on, all by stores of 8 bytes in this order: page_no moves on before the page
-# that lies in the place of an older one is touched; rb_page.number says when its header holds; commit
-# covers whole events only, and is all that was reserved in a page once nobody is at work in it. So it
-# copies a page, looks at page_no again, and knows what it has.
+# that lies in the place of an older one is touched; rb_page.number says when its header holds; what
+# the write word has is whole, or, while that is open, what commit covers. So it copies a page, looks at
+# page_no again, and knows what it has.
 
 .include "linkage.inc"
 .include "percpu.inc"
@@ -17,19 +17,6 @@
         shr \to, 8                      # PAGE_SIZE / RB_PAGE_SIZE
         add \to, [r11 + RB_TABLE]
 .endm
-
-# ring_buffer_commit_to_write(page rcx): the outermost event is whole, and others were written behind
-# it: commit them all. Clobbers rax and r8.
-ENTRY ring_buffer_commit_to_write
-        mov r8, [rcx + PAGE_WRITE]
-        mov eax, r8d
-        and eax, WRITE_PLACE / 2
-        shl eax, 2
-        mov [rcx + BUFFER_PAGE_COMMIT], rax
-        cmp [rcx + PAGE_WRITE], r8
-        jne ring_buffer_commit_to_write
-        ret
-END ring_buffer_commit_to_write
 
 # ring_buffer_make_room(buffer r11, page rcx, its write word r8, bytes wanted rdx): see to it that
 # another try may succeed. Carry: it cannot, and the event is counted as dropped.
@@ -56,25 +43,14 @@ ENTRY ring_buffer_make_room
         jz .Lroom                       # an interrupt has seen to it
         cmp r9d, (BUFFER_PAGE_SPACE - TIME_EXTEND_EVENT) / 4
         ja ring_buffer_next_page
-        push rdi
-        mov rsi, rax
-        lea rdi, [r8 + rax + TIME_EXTEND_EVENT / 4]
-        mov rax, r8
-        cmpxchg [rcx + PAGE_WRITE], rdi
-        jne 1f
-        lea r8d, [r9 * 4]
-        mov r9, rdi
-        lea rdx, [rcx + r8 + EVENT]
-        shr rsi, WRITE_TIME_SHIFT
-        mov eax, esi
-        shl eax, 5                      # the low 27 bits of the delta
+        mov edx, r9d
+        RING_BUFFER_TAKE TIME_EXTEND_EVENT / 4, .Lroom
+        mov eax, esi                    # the low 27 bits of the delta
         or eax, TIME_EXTEND
         mov [rdx], eax
-        shr rsi, DELTA_BITS
+        shr rsi, 5 + DELTA_BITS
         mov [rdx + 4], esi
-        RING_BUFFER_COMMIT TIME_EXTEND_EVENT
-1:
-        pop rdi
+        RING_BUFFER_COMMIT
 .Lroom:
         clc
         ret

@@ -112,7 +112,6 @@ ENTRY ftrace_trace_stack
         RING_BUFFER_RESERVE STACK_EVENT, .Lstack_dropped
         GENERIC_ENTRY EVENT_KERNEL_STACK
         push rdi
-        push r8
         push r9
         push rcx
         push rdx
@@ -122,7 +121,6 @@ ENTRY ftrace_trace_stack
         pop rdx
         pop rcx
         pop r9
-        pop r8
         pop rdi
         mov rsi, rax
         sub rsi, rdx
@@ -137,7 +135,7 @@ ENTRY ftrace_trace_stack
         add rax, 8
         jmp 1b
 2:
-        RING_BUFFER_COMMIT STACK_EVENT
+        RING_BUFFER_COMMIT
 .Lstack_dropped:
         ret
 END ftrace_trace_stack
@@ -155,8 +153,8 @@ ENTRY save_stack_trace
 .ifndef CONFIG_ANY_STACK
         RET_STACK_HERE rcx, 1f
         lea r8, [rcx + RET_STACK_SIZE]  # its first entry
-        imul rsi, [rcx + RET_STACK_DEPTH], RET_ENTRY_SIZE
-        add rsi, r8
+        mov esi, [rcx + RET_STACK_DEPTH]
+        RET_ENTRY_OF rsi, rcx
 .endif
 1:
         cmp rax, rdx

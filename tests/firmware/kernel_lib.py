@@ -40,7 +40,7 @@ preempt_schedule:
 
 def load(files: Iterable[str] = LIB, extra: str = "", *, traced: bool) -> Guest:
     guest = Guest(files, STUBS + extra, traced=traced)
-    guest.write_u64(PCPU_AT + PCPU.offset("need_resched"), 1)
+    guest.write(PCPU_AT + PCPU.offset("need_resched"), b"\1")
     return guest
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 NOP5 = bytes.fromhex("0f1f440000")
 KNOWN = 1 << 7  # in a word of the site map: somebody has dealt with the site
+FTRACE_MAP_OFFSET = 0x2008_0000
 
 
 def call_bytes(run: Run, site: int) -> bytes:
@@ -28,7 +29,7 @@ def traced_bytes(run: Run, site: int) -> bytes:
 
 def map_word(run: Run, site: int) -> int:
     """The site's word of the map, from where guest code looks for it."""
-    address = (run.kernel.read("ftrace_map_bias") + (site & ~3)) % (1 << 64)
+    address = (site & ~3) + FTRACE_MAP_OFFSET
     return struct.unpack("<I", run.machine.memory.read(address, 4))[0]
 
 

@@ -59,6 +59,9 @@ RUNS = [
 WIDE_RUNS = [(18, NONE), (19, TRACING | ANYWHERE)]
 
 
+SECTION = "__ftrace_caller_section"
+
+
 class Calls:
     """Calls that come to the tracers, by whether somebody listened when they asked who wants them.
 
@@ -73,11 +76,12 @@ class Calls:
         self._wanted: dict[int, tuple[int, bool]] = {}
         self.came = 0
         for vcpu in run.machine.vcpus:
-            for entry, section in (
-                ("ftrace_caller", "__ftrace_caller_section"),
+            for entry, *rest, section in (
+                ("ftrace_caller", "ftrace_caller_hot", "ftrace_caller_slow", SECTION),
                 ("ftrace_caller_unknown", "__ftrace_unknown_section"),
             ):
-                pushed = bytes_pushed(run, entry, section)
+                ways = [entry, *rest, section]
+                pushed = sum(map(bytes_pushed, (run, run), ways[::2], ways[1::2]))
                 vcpu.hook_instruction(run.image.address(entry), self._enter)
                 vcpu.hook_instruction(
                     run.image.address(section), lambda vcpu, pushed=pushed: self._ask(vcpu, pushed)

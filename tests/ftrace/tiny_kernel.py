@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 RECORD_PORT = 0xF5
+FTRACE_MAP_OFFSET = 0x2008_0000
 TRACER = 1 << 28  # in preempt_count
 NOP5 = bytes.fromhex("0f1f440000")
 PROLOGUE = 4  # push rbp; mov rbp, rsp
@@ -206,7 +207,7 @@ class TinyKernel:
     def map_word(self, function: str) -> int:
         """The word of the site map that guest code finds for a function's call site."""
         site = self.site(function)
-        address = (self.kernel.read("ftrace_map_bias") + (site & ~3)) % (1 << 64)
+        address = (site & ~3) + FTRACE_MAP_OFFSET
         return struct.unpack("<I", self.memory.read(address, 4))[0]
 
     def bytes_at(self, function: str) -> bytes:

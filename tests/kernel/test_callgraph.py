@@ -20,7 +20,7 @@ def test_the_mini_kernel_is_clean_and_all_of_its_nmi_path_was_walked(dynamic):
     assert found.clean
     assert (found.path, found.site) == ((), None)
     assert set(found.reached) == {
-        "nmi", "do_nmi", "default_do_nmi", "nmi_watchdog_tick", "die_nmi",
+        "nmi", "ftrace_interrupted", "do_nmi", "default_do_nmi", "nmi_watchdog_tick", "die_nmi",
     }  # fmt: skip
 
 
