@@ -54,7 +54,8 @@ def explore(
     if as_markdown and necessity is None:
         raise OptionError("--markdown is for --necessity")
     if necessity is not None:
-        if names or describing(context) or show_list or quick:
+        others = set(describing(context)) - {"--necessity", "--markdown"}
+        if names or others or show_list or quick:
             raise OptionError("--necessity tries its own setups: leave the others out")
         return show_necessity(
             necessity, _workers(values), as_json=values["as_json"], as_markdown=as_markdown
