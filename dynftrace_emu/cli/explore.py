@@ -22,6 +22,7 @@ from dynftrace_emu.errors import OptionError
 
 if TYPE_CHECKING:
     from dynftrace_emu.explore.job import Job
+    from dynftrace_emu.explore.scenario import Scenario
     from dynftrace_emu.explore.verdict import Verdict
     from dynftrace_emu.explore.workers import Workers
 
@@ -37,9 +38,10 @@ _INTERRUPTED = 130
     "  dynftrace-emu explore --list\n"
     "  dynftrace-emu explore seed-live-line\n"
     "  dynftrace-emu explore --protocol breakpoint --nmis 1\n"
+    "  dynftrace-emu explore fw.elf --call 'parse(\"x=1\")' --protocol breakpoint\n"
     "  dynftrace-emu explore --protocol mine.py:patch --model relaxed --expect torn-fetch"
 )
-@click.argument("names", nargs=-1, metavar="[SCENARIO]...")
+@click.argument("names", nargs=-1, metavar="[SCENARIO|ELF]...")
 @explore_options()
 @click.pass_context
 def explore(
@@ -48,7 +50,8 @@ def explore(
     """Run every interleaving of a patching protocol and the code it patches, and check each.
 
     SCENARIO is one that ships (--list); options change it. Without one, they change a small
-    default: two vCPUs that call a function, whose site becomes a jmp under stop_machine.
+    default: two vCPUs that call a function, whose site becomes a jmp under stop_machine. With an
+    ELF image that is the function of --call.
     """
     necessity, as_markdown = values.pop("necessity"), values.pop("as_markdown")
     if as_markdown and necessity is None:
@@ -148,16 +151,17 @@ def _jobs(names: tuple[str, ...], values: dict[str, Any]) -> list[tuple[Job, str
     from dynftrace_emu.explore.job import Job
     from dynftrace_emu.explore.mutations import split_name
     from dynftrace_emu.explore.protocol_file import read_protocol_file
-    from dynftrace_emu.explore.scenario import Scenario, scenario_named
-    from dynftrace_emu.explore.scenarios import SCENARIOS
+    from dynftrace_emu.explore.scenario import Scenario
     from dynftrace_emu.explore.setup import Setup, with_guest
 
     overrides = to_overrides(values)
     protocol = values["protocol"] or ""
     source = read_protocol_file(protocol) if ":" in split_name(protocol)[0] else None
-    chosen = [scenario_named(name, SCENARIOS) for name in names]
+    chosen = [_named(name, values) for name in names]
     if not names:
         chosen = [Scenario("what the options describe", Setup())]
+    if values["call"] is not None and not any(scenario.setup.foreign for scenario in chosen):
+        raise OptionError("--call needs an ELF image")
     setups = [overrides.apply(scenario.setup) for scenario in chosen]
     if values["guest"] is not None:
         if protocol:
@@ -165,6 +169,22 @@ def _jobs(names: tuple[str, ...], values: dict[str, Any]) -> list[tuple[Job, str
         setups = [with_guest(setup, values["guest"]) for setup in setups]
     quiet = not values["no_reduction"]
     return [(Job(u, source, quiet), s.title) for u, s in zip(setups, chosen, strict=True)]
+
+
+def _named(name: str, values: dict[str, Any]) -> Scenario:
+    """A scenario that ships, or what is asked for of an ELF image."""
+    from dynftrace_emu.explore.scenario import Scenario, scenario_named
+    from dynftrace_emu.explore.scenarios import SCENARIOS
+    from dynftrace_emu.explore.setup import with_image
+    from dynftrace_emu.kernel.mini_kernel import is_elf
+
+    if name in SCENARIOS or not is_elf(name):
+        return scenario_named(name, SCENARIOS)
+    for option in ("sites", "site_offset"):
+        if values[option] is not None:
+            raise OptionError(f"--{option.replace('_', '-')} is not for ELF images")
+    setup = with_image(Path(name).name, Path(name).read_bytes(), values["call"])
+    return Scenario(f"{values['call']} in {name}", setup)
 
 
 def _explore(names: tuple[str, ...], values: dict[str, Any]) -> int:

@@ -164,6 +164,10 @@ def explore_options() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
             "--guest", type=click.Path(path_type=Path), metavar="FILE",
             help="Guest code that patches by itself, in C or assembly, in place of a protocol.",
         ),
+        click.option(
+            "--call", metavar="'FUNCTION(ARGS)'",
+            help="What each vCPU calls of an ELF image, whose site is patched.",
+        ),
         json_option("Print one JSON document."),
     ]  # fmt: skip
 

@@ -18,7 +18,7 @@ from dynftrace_emu.kernel.image import KernelImage, Segment, Symbol
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Foreign", "function_symbol", "site_symbol"]
+__all__ = ["Foreign", "function_symbol", "shown", "site_symbol"]
 
 MAX_DATA = 256 << 10
 """Bytes that an image may write: they are copied at every step."""
@@ -36,6 +36,11 @@ def site_symbol(name: str) -> str:
     return f"{_PREFIX}site_{name}"
 
 
+def shown(symbol: str) -> str:
+    """What people call it."""
+    return symbol.removeprefix(_PREFIX)
+
+
 @dataclass(frozen=True, slots=True)
 class Foreign:
     """The file, as a value that a counterexample can carry."""
@@ -49,6 +54,12 @@ class Foreign:
         :raises ImageError: it cannot be.
         """
         return _load(self.data, self.name)
+
+    def traced(self) -> list[str]:
+        """The functions that have a call site, by address."""
+        image = self.image()
+        found = map(image.function_at, image.call_sites.tolist())
+        return [function.name for function in found if function is not None]
 
     def site_of(self, function: str) -> int:
         """The call site of a function.

@@ -14,7 +14,7 @@ import numpy as np
 
 from dynftrace_emu.errors import OptionError
 from dynftrace_emu.explore.findings import Found
-from dynftrace_emu.explore.foreign import Foreign  # noqa: TC001  (read from JSON by its type)
+from dynftrace_emu.explore.foreign import Foreign, function_symbol, site_symbol
 from dynftrace_emu.explore.guest_code import POKER, GuestCode, compile_guest
 from dynftrace_emu.explore.lab import Lab, LabImage, Registers, TaskSpec
 from dynftrace_emu.explore.model import Bounds, Model
@@ -26,6 +26,7 @@ from dynftrace_emu.explore.watch import Ops, Site, Watch
 from dynftrace_emu.explore.world import World
 from dynftrace_emu.ftrace.encodings import CALL, JMP, NOP
 from dynftrace_emu.ftrace.protocols import TextChange
+from dynftrace_emu.kernel.start import FunctionCall
 from dynftrace_emu.machine.vcpu import Reg
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ __all__ = [
     "equip",
     "reference",
     "with_guest",
+    "with_image",
 ]
 
 # What firmware/explore/lab.S has room for, beside the patcher's.
@@ -54,6 +56,7 @@ MAX_TASKS, MAX_CPUS, MAX_SITES = 8, 8, 4
 MAX_PAD, MAX_ROUNDS = 1 << 16, 1000
 _LONGEST = 100_000
 """Steps of a task that runs alone; what is longer is not for exploring."""
+_SHOWN = 8
 _FIXED = {
     "nops": bytes([0x90] * 5),  # five instructions
     "nop3+2": bytes([0x66, 0x66, 0x90, 0x66, 0x90]),  # two (K8_NOP3, K8_NOP2)
@@ -198,6 +201,39 @@ def with_guest(setup: Setup, path: Path) -> Setup:
     """
     lab = LabImage((*setup.defines, "LAB_GUEST"), setup.pad, foreign=setup.foreign).image
     return dataclasses.replace(setup, protocol="none", guest=compile_guest(path, lab))
+
+
+def with_image(name: str, data: bytes, call: str | None) -> Setup:
+    """The small default with a function of an ELF image, and its site, in place of ``work``.
+
+    :param call: ``FUNCTION(1, 0x20, "text")``, as ``run --call`` takes it.
+    :raises DynftraceError: the image cannot be used, or has no such function with a call site.
+    """
+    foreign = Foreign(name, data)
+    if call is None:
+        raise OptionError(
+            f"{name}: say what to call, as in --call 'FUNCTION(1, \"text\")'; "
+            f"functions with call sites are {_some(foreign.traced())}"
+        )
+    parsed = FunctionCall.parse(call)
+    foreign.site_of(parsed.symbol)
+    arguments = tuple(
+        a if isinstance(a, int) else a.removesuffix(b"\0").decode("latin-1")
+        for a in parsed.arguments
+    )
+    function, site = function_symbol(parsed.symbol), site_symbol(parsed.symbol)
+    return Setup(
+        name=parsed.symbol,
+        tasks=tuple(TaskSpec(cpu, (function,), 1, arguments) for cpu in range(2)),
+        sites=(SiteSpec(site),),
+        ops=(OpsSpec(before=(site,)),),
+        foreign=foreign,
+    )
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:_SHOWN]) or "there are none"
+    return f"{shown}, and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown
 
 
 def _never_patched(setup: Setup) -> Setup:

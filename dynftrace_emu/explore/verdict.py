@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dynftrace_emu._version import __version__
 from dynftrace_emu.errors import OptionError
 from dynftrace_emu.explore.counterexample import Counterexample
+from dynftrace_emu.explore.foreign import shown
 from dynftrace_emu.explore.job import machine_of
 from dynftrace_emu.explore.model import Text
 from dynftrace_emu.explore.program import StoreText
@@ -302,7 +303,7 @@ class Verdict:
 
     def _tasks(self) -> str:
         return "; ".join(
-            f"{number}: {', '.join(task.functions)}"
+            f"{number}: {', '.join(map(shown, task.functions))}"
             + (f" x{task.rounds}" if task.rounds > 1 else "")
             + f" on vCPU {task.cpu}"
             for number, task in enumerate(self.job.setup.tasks)
@@ -311,7 +312,7 @@ class Verdict:
     def _sites(self) -> str:
         sites = self.job.setup.sites
         return f"{len(sites)}: " + "; ".join(
-            f"{site.symbol} (byte {place} of {_LINE}): {site.old} -> {site.new}"
+            f"{shown(site.symbol)} (byte {place} of {_LINE}): {site.old} -> {site.new}"
             for site, place in zip(sites, self.measured.places, strict=True)
         )
 

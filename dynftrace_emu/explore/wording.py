@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from dynftrace_emu.explore import program as op
+from dynftrace_emu.explore.foreign import shown
 from dynftrace_emu.explore.schedule import to_text
 from dynftrace_emu.explore.state import Kind
 
@@ -27,13 +28,13 @@ class Names:
     def __init__(self, replay: Replay) -> None:
         world, setup = replay.world, replay.counterexample.job.setup
         self._image = world.lab.image
-        self.sites = [site.symbol for site in setup.sites]
+        self.sites = [shown(site.symbol) for site in setup.sites]
         self._spots = list(zip(world.spots, self.sites, strict=True))
-        text_begin, text_end = self._image.text_range
+        data = [segment for segment in self._image.segments if not segment.executable]
         self._data = {
             symbol.address: symbol.name
             for symbol in self._image.symbols.values()
-            if not text_begin <= symbol.address < text_end
+            if any(0 <= symbol.address - segment.address < segment.size for segment in data)
         }
 
     def place(self, address: int) -> str:
