@@ -140,7 +140,7 @@ def test_what_cannot_be_called_is_told_in_a_line(built, call, said):
         ("spin()", "", "does not end within"),
         ("crash()", "", "fails when nothing is patched: exception 14"),
         ("deep(40)", "", "has left its stack"),
-        ("put(1)", RING, "can write 512 KiB, which would be copied at every step"),
+        ("put(1)", RING, "can write 51. KiB, which would be copied at every step"),
     ],
 )
 def test_a_function_that_is_not_for_exploring_says_why(built, call, more, said):
