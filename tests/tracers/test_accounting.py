@@ -138,8 +138,10 @@ def test_graph_begins_and_ends_in_the_middle_of_calls(park: Park) -> None:
         if "ended" in grabbed:
             late_returns.append(vcpu.index)
 
+    # Not the handler's first instruction: a task may have been switched out behind that.
+    section = run.image.address("__return_to_handler_section")
     for vcpu in run.machine.vcpus:
-        vcpu.hook_instruction(handler, on_return)
+        vcpu.hook_instruction(section, on_return)
     run.machine.kthread("control", control())
     run.execute()
     events = grabbed["events"]

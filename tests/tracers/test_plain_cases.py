@@ -87,7 +87,7 @@ class Plain:
             self.image, 1, lambda m: DeterministicEngine(m, park=Park.ANYWHERE), hz=0
         )
         self.memory, self.cpu = self.kernel.machine.memory, self.kernel.machine.vcpus[0]
-        self.ftrace = DynamicFtrace(self.kernel, scan=True)
+        self.ftrace = DynamicFtrace(self.kernel, known=self.image.call_sites)
         self.tracing = Tracing(self.kernel, self.ftrace)
         self.files = TraceFs(self.tracing)
         self.files.write("current_tracer", tracer)
