@@ -3,7 +3,8 @@
 #
 # From asking who wants a call to having told them TRACER_OFFSET is in the preempt count: so no CPU is
 # stopped there by Linux's rule, and under a harsher one the host lets it get on first. Whoever changes
-# filters, buffers or tracers inside a stop never meets a call that knows what was before.
+# filters, buffers or tracers inside a stop never meets a call that knows what was before. In the plain
+# cases (ftrace_restarts) it is there once somebody has interrupted them, and no stop finds a CPU inside.
 
 .include "linkage.inc"
 .include "percpu.inc"
