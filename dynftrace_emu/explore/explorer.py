@@ -179,7 +179,7 @@ class _Exploration:
 
     def _sample(self) -> None:
         total = self.strategy.schedules
-        pieces = [range(at, min(at + _SAMPLE, total)) for at in range(0, total, _SAMPLE)]
+        pieces = (range(at, min(at + _SAMPLE, total)) for at in range(0, total, _SAMPLE))
         draw = partial(_draw, self.job, self.strategy, self.measured.length)
         for outcome in self.workers.map(draw, pieces):
             self.outcome.add(outcome)
