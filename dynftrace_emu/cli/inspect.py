@@ -86,7 +86,7 @@ def _contents(image: KernelImage) -> dict[str, Any]:
 
 
 def _function(image: KernelImage, function: Symbol) -> dict[str, Any]:
-    from dynftrace_emu.kernel.demangle import demangle
+    from dynftrace_emu.kernel.debug.demangle import demangle
 
     readable = demangle(function.name)
     return {
@@ -100,7 +100,7 @@ def _function(image: KernelImage, function: Symbol) -> dict[str, Any]:
 
 def _style(image: KernelImage) -> dict[str, Any]:
     """How an ELF image's compiler made its call sites, and what the table says of them."""
-    from dynftrace_emu.kernel.elf_image import ElfImage
+    from dynftrace_emu.kernel.elf.image import ElfImage
 
     if not isinstance(image, ElfImage):
         return {}
@@ -186,7 +186,7 @@ def _lines(contents: dict[str, Any]) -> Iterator[str]:
 
 
 def _named(function: str | None, source: str) -> str:
-    from dynftrace_emu.kernel.demangle import demangle
+    from dynftrace_emu.kernel.debug.demangle import demangle
 
     name = "?" if function is None else demangle(function)
     return f"{name}  ({source})" if source else name

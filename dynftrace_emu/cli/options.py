@@ -57,7 +57,7 @@ class SizeType(click.ParamType[int]):
         """Parse; whether so much is allowed is checked with the other options."""
         if isinstance(value, int):
             return value
-        from dynftrace_emu.kernel.start import parse_size
+        from dynftrace_emu.kernel.elf.start import parse_size
 
         option = param.opts[0] if param is not None else "size"
         return parse_size(option, str(value))

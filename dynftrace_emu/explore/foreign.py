@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from dynftrace_emu.errors import ImageError, OptionError
-from dynftrace_emu.kernel.elf_image import ElfImage, load_elf
+from dynftrace_emu.kernel.elf.image import ElfImage, load_elf
 from dynftrace_emu.kernel.image import KernelImage, Segment, Symbol
 
 if TYPE_CHECKING:

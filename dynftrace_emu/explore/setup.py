@@ -26,7 +26,7 @@ from dynftrace_emu.explore.watch import Ops, Site, Watch
 from dynftrace_emu.explore.world import World
 from dynftrace_emu.ftrace.encodings import CALL, JMP, NOP
 from dynftrace_emu.ftrace.protocols import TextChange
-from dynftrace_emu.kernel.start import FunctionCall
+from dynftrace_emu.kernel.elf.start import FunctionCall
 from dynftrace_emu.machine.vcpu import Reg
 
 if TYPE_CHECKING:

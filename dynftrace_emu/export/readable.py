@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from dynftrace_emu.export.trace_source import SymbolTable
-from dynftrace_emu.kernel.demangle import demangle
+from dynftrace_emu.kernel.debug.demangle import demangle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -11,7 +11,7 @@ import numpy as np
 from dynftrace_emu.ftrace.encodings import CALL, JMP, MCOUNT_INSN_SIZE, NOP, matches
 from dynftrace_emu.ftrace.ftraced import SKIP_REASONS, equilibrium
 from dynftrace_emu.ftrace.options import EngineName
-from dynftrace_emu.kernel.elf_image import ElfImage
+from dynftrace_emu.kernel.elf.image import ElfImage
 from dynftrace_emu.machine.engine import RunEnd
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from dynftrace_emu.errors import ImageError, OptionError
 from dynftrace_emu.ftrace.options import EngineName, RunOptions
-from dynftrace_emu.kernel.elf_image import ElfImage
+from dynftrace_emu.kernel.elf.image import ElfImage
+from dynftrace_emu.kernel.elf.start import Start, plan_start
 from dynftrace_emu.kernel.mini_kernel import workloads
-from dynftrace_emu.kernel.start import Start, plan_start
 from dynftrace_emu.kernel.structs import ENTRIES_PER_PAGE
 from dynftrace_emu.kernel.synthetic import SYNTHETIC
 from dynftrace_emu.machine.engine import Park

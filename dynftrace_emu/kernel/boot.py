@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dynftrace_emu.errors import ImageError
-from dynftrace_emu.kernel.elf_boot import prepare_start
+from dynftrace_emu.kernel.elf.boot import prepare_start
 from dynftrace_emu.kernel.guest import GuestKernel
 from dynftrace_emu.kernel.structs import (
     BOOT_PARAMS,
@@ -43,8 +43,8 @@ from dynftrace_emu.machine.vcpu import Reg, VCpu
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from dynftrace_emu.kernel.elf.start import Start
     from dynftrace_emu.kernel.image import KernelImage
-    from dynftrace_emu.kernel.start import Start
 
 __all__ = ["DEFAULT_HZ", "boot", "enter_long_mode"]
 

@@ -13,9 +13,9 @@ import numpy as np
 
 from dynftrace_emu.errors import ImageError
 from dynftrace_emu.kernel.assembler import TEXT_SECTIONS, Assembled, assemble
-from dynftrace_emu.kernel.demangle import demangle
+from dynftrace_emu.kernel.debug.demangle import demangle
+from dynftrace_emu.kernel.debug.source import SourceFrame, SourceLine, where_text
 from dynftrace_emu.kernel.disassembly import TextScan, scan_text
-from dynftrace_emu.kernel.source import SourceFrame, SourceLine, where_text
 from dynftrace_emu.kernel.structs import PCPU, asm_offsets
 from dynftrace_emu.machine.hypercalls import Port
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from dynftrace_emu.kernel.elf_file import ElfFile
+    from dynftrace_emu.kernel.elf.file import ElfFile
 
 __all__ = ["FIRMWARE", "LINK_ADDRESS", "KernelImage", "Segment", "Symbol"]
 
@@ -79,7 +79,7 @@ class KernelImage:
     A *function* is a text symbol declared as one. A *call site* is an ``e8 rel32`` to mcount that
     linear disassembly finds; it is never taken from the records, so the two can be compared.
 
-    ``elf`` is the file that an image came from (:class:`.elf_image.ElfImage`), None for ours.
+    ``elf`` is the file that an image came from (:class:`~.elf.image.ElfImage`), None for ours.
     """
 
     name: str

@@ -7,8 +7,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from dynftrace_emu.errors import ImageError, OptionError
-from dynftrace_emu.kernel.elf_file import ELF_MAGIC
-from dynftrace_emu.kernel.elf_image import load_elf
+from dynftrace_emu.kernel.elf.file import ELF_MAGIC
+from dynftrace_emu.kernel.elf.image import load_elf
 from dynftrace_emu.kernel.image import KernelImage, firmware_path
 from dynftrace_emu.kernel.synthetic import SYNTHETIC, parse_synthetic, synthetic_kernel
 

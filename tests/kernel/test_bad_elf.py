@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dynftrace_emu.errors import DynftraceError, ImageError
-from dynftrace_emu.kernel.elf_image import load_elf
-from dynftrace_emu.kernel.start import plan_start
+from dynftrace_emu.kernel.elf.image import load_elf
+from dynftrace_emu.kernel.elf.start import plan_start
 from tests.elf_builds import STYLES, compile_c, run
 from tests.kernel.elf_mutations import Damage, damages
 

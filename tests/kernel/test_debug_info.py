@@ -9,10 +9,10 @@ import time
 import pytest
 from elftools.elf.elffile import ELFFile
 
-from dynftrace_emu.kernel.debug_info import DebugInfo
-from dynftrace_emu.kernel.demangle import demangle
-from dynftrace_emu.kernel.elf_image import load_elf
-from dynftrace_emu.kernel.source import SourceFrame, SourceLine, where_text
+from dynftrace_emu.kernel.debug.demangle import demangle
+from dynftrace_emu.kernel.debug.info import DebugInfo
+from dynftrace_emu.kernel.debug.source import SourceFrame, SourceLine, where_text
+from dynftrace_emu.kernel.elf.image import load_elf
 from tests.kernel.compiled import FREESTANDING, build, need
 
 C = {

@@ -9,7 +9,7 @@ import pytest
 from dynftrace_emu.errors import ImageError
 from dynftrace_emu.ftrace.options import RunOptions
 from dynftrace_emu.ftrace.run import Run
-from dynftrace_emu.kernel.elf_image import load_elf
+from dynftrace_emu.kernel.elf.image import load_elf
 from tests.elf_builds import BARE, compile_c, compile_object, run
 
 # Pointers in data, tables of functions, strings, COMMON, sections of their own, constructors, weak

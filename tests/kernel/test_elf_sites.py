@@ -7,7 +7,7 @@ import re
 import pytest
 
 from dynftrace_emu.errors import ImageError
-from dynftrace_emu.kernel.elf_image import load_elf
+from dynftrace_emu.kernel.elf.image import load_elf
 from tests.elf_builds import BARE, STYLES, WITH_TABLE, compile_c, compile_object, run
 
 PROGRAM = """

@@ -12,15 +12,15 @@ import numpy as np
 
 from dynftrace_emu.errors import ImageError
 from dynftrace_emu.kernel.disassembly import disassemble
-from dynftrace_emu.kernel.elf_calls import called_addresses
+from dynftrace_emu.kernel.elf.calls import called_addresses
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from numpy.typing import NDArray
 
-    from dynftrace_emu.kernel.elf_file import ElfFile
-    from dynftrace_emu.kernel.elf_memory import ImageMemory
+    from dynftrace_emu.kernel.elf.file import ElfFile
+    from dynftrace_emu.kernel.elf.memory import ImageMemory
     from dynftrace_emu.kernel.image import Symbol
 
 __all__ = ["ElfText", "TextPart"]

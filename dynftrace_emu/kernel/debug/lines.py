@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from elftools.common.exceptions import DWARFError
 
-from dynftrace_emu.kernel.dwarf_header import require_names_take_bytes
-from dynftrace_emu.kernel.source import SourceLine
+from dynftrace_emu.kernel.debug.header import require_names_take_bytes
+from dynftrace_emu.kernel.debug.source import SourceLine
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

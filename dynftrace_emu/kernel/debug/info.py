@@ -19,10 +19,10 @@ from elftools.common.exceptions import DWARFError, ELFError
 from elftools.construct import ConstructError
 from elftools.elf.elffile import ELFFile
 
-from dynftrace_emu.kernel.demangle import demangle
-from dynftrace_emu.kernel.dwarf_lines import LineTable, read_lines
-from dynftrace_emu.kernel.dwarf_scopes import Scope, ScopeTable, ranges_of, read_scopes
-from dynftrace_emu.kernel.source import SourceFrame, SourceLine
+from dynftrace_emu.kernel.debug.demangle import demangle
+from dynftrace_emu.kernel.debug.lines import LineTable, read_lines
+from dynftrace_emu.kernel.debug.scopes import Scope, ScopeTable, ranges_of, read_scopes
+from dynftrace_emu.kernel.debug.source import SourceFrame, SourceLine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -17,7 +17,7 @@ import numpy as np
 
 from dynftrace_emu.errors import ImageError
 from dynftrace_emu.kernel.disassembly import CALL_SIZE, disassemble
-from dynftrace_emu.kernel.elf_calls import (
+from dynftrace_emu.kernel.elf.calls import (
     Call,
     calls_to,
     direct_calls,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from dynftrace_emu.kernel.elf_text import ElfText
+    from dynftrace_emu.kernel.elf.text import ElfText
 
 __all__ = ["CallSites", "Ignored", "SiteTable", "find_call_sites"]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dynftrace_emu.errors import ImageError
-from dynftrace_emu.kernel.elf_file import (
+from dynftrace_emu.kernel.elf.file import (
     MAX_IMAGE_SIZE,
     PF_W,
     PF_X,
@@ -21,7 +21,7 @@ from dynftrace_emu.kernel.structs import PAGE_SIZE
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from dynftrace_emu.kernel.elf_file import ElfFile, ElfSection, ElfSegment
+    from dynftrace_emu.kernel.elf.file import ElfFile, ElfSection, ElfSegment
 
 __all__ = ["Block", "ImageMemory", "loaded_segments"]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from dynftrace_emu.errors import OptionError
 
 if TYPE_CHECKING:
-    from dynftrace_emu.kernel.elf_image import ElfImage
+    from dynftrace_emu.kernel.elf.image import ElfImage
 
 __all__ = [
     "DEFAULT_RAM",

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dynftrace_emu.errors import ImageError
-from dynftrace_emu.kernel.elf_file import (
+from dynftrace_emu.kernel.elf.file import (
     MAX_IMAGE_SIZE,
     SHF_ALLOC,
     SHF_EXECINSTR,
@@ -21,8 +21,8 @@ from dynftrace_emu.kernel.elf_file import (
     ElfFile,
     ElfSection,
 )
-from dynftrace_emu.kernel.elf_memory import Block, ImageMemory
-from dynftrace_emu.kernel.elf_relocs import Got, Relocation, apply, needs_got
+from dynftrace_emu.kernel.elf.memory import Block, ImageMemory
+from dynftrace_emu.kernel.elf.relocs import Got, Relocation, apply, needs_got
 from dynftrace_emu.kernel.structs import PAGE_SIZE
 
 if TYPE_CHECKING:

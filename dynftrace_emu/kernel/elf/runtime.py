@@ -9,7 +9,7 @@ from dynftrace_emu.errors import ImageError
 from dynftrace_emu.kernel.image import KernelImage, firmware_path
 
 if TYPE_CHECKING:
-    from dynftrace_emu.kernel.elf_memory import ImageMemory
+    from dynftrace_emu.kernel.elf.memory import ImageMemory
 
 __all__ = ["UNDEFINED", "assemble_runtime", "place_runtime"]
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from dynftrace_emu.kernel.elf_text import ElfText, TextPart
+    from dynftrace_emu.kernel.elf.text import ElfText, TextPart
 
 __all__ = [
     "Call",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from dynftrace_emu.errors import ImageError
 
 if TYPE_CHECKING:
-    from dynftrace_emu.kernel.elf_memory import ImageMemory
+    from dynftrace_emu.kernel.elf.memory import ImageMemory
 
 __all__ = ["Got", "Relocation", "apply", "needs_got"]
 

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dynftrace_emu.errors import ImageError
-from dynftrace_emu.kernel.debug_info import DebugInfo
-from dynftrace_emu.kernel.demangle import demangle
+from dynftrace_emu.kernel.debug.demangle import demangle
+from dynftrace_emu.kernel.debug.info import DebugInfo
+from dynftrace_emu.kernel.debug.source import SourceFrame
 from dynftrace_emu.kernel.disassembly import CALL_SIZE, TextScan, scan_text
-from dynftrace_emu.kernel.elf_calls import ENDBR64, prologue_start
-from dynftrace_emu.kernel.elf_file import (
+from dynftrace_emu.kernel.elf.calls import ENDBR64, prologue_start
+from dynftrace_emu.kernel.elf.file import (
     SHN_ABS,
     SHN_COMMON,
     SHN_LORESERVE,
@@ -29,18 +30,17 @@ from dynftrace_emu.kernel.elf_file import (
     ElfSymbol,
     read_elf,
 )
-from dynftrace_emu.kernel.elf_link import link
-from dynftrace_emu.kernel.elf_memory import ImageMemory, loaded_segments
-from dynftrace_emu.kernel.elf_pie import relocate_pie
-from dynftrace_emu.kernel.elf_sites import CallSites, find_call_sites
-from dynftrace_emu.kernel.elf_text import ElfText
-from dynftrace_emu.kernel.image import KernelImage, Symbol
-from dynftrace_emu.kernel.runtime import (
+from dynftrace_emu.kernel.elf.link import link
+from dynftrace_emu.kernel.elf.memory import ImageMemory, loaded_segments
+from dynftrace_emu.kernel.elf.pie import relocate_pie
+from dynftrace_emu.kernel.elf.runtime import (
     UNDEFINED,
     assemble_runtime,
     place_runtime,
 )
-from dynftrace_emu.kernel.source import SourceFrame
+from dynftrace_emu.kernel.elf.sites import CallSites, find_call_sites
+from dynftrace_emu.kernel.elf.text import ElfText
+from dynftrace_emu.kernel.image import KernelImage, Symbol
 from dynftrace_emu.kernel.structs import PAGE_SIZE, PCPU
 from dynftrace_emu.machine.hypercalls import Port
 

@@ -10,8 +10,8 @@ from dynftrace_emu.kernel.structs import IMAGE_START, PAGE_SIZE
 from dynftrace_emu.machine.vcpu import Reg
 
 if TYPE_CHECKING:
+    from dynftrace_emu.kernel.elf.start import Start
     from dynftrace_emu.kernel.image import KernelImage
-    from dynftrace_emu.kernel.start import Start
     from dynftrace_emu.machine.machine import Machine
     from dynftrace_emu.machine.vcpu import VCpu
 

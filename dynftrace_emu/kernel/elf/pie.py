@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dynftrace_emu.errors import ImageError
-from dynftrace_emu.kernel.elf_file import RELA, SHN_UNDEF, SYMBOL
-from dynftrace_emu.kernel.elf_relocs import Got, Relocation, apply
+from dynftrace_emu.kernel.elf.file import RELA, SHN_UNDEF, SYMBOL
+from dynftrace_emu.kernel.elf.relocs import Got, Relocation, apply
 
 if TYPE_CHECKING:
     from typing import Any
 
-    from dynftrace_emu.kernel.elf_file import ElfFile
-    from dynftrace_emu.kernel.elf_memory import ImageMemory
+    from dynftrace_emu.kernel.elf.file import ElfFile
+    from dynftrace_emu.kernel.elf.memory import ImageMemory
 
 __all__ = ["relocate_pie"]
 

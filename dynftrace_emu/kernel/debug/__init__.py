@@ -1,0 +1,1 @@
+"""What debug information says of addresses: source lines, functions, inlined calls."""
