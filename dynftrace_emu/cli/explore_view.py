@@ -47,14 +47,20 @@ def show_verdict(verdict: Verdict, title: str, more: Iterable[str]) -> None:
 
 
 def scenario_lines(scenarios: Sequence[Scenario]) -> Iterator[str]:
-    """The table of ``--list``."""
-    rows = [(s.name, s.expects.value if s.expects else "clean", s.mended or "") for s in scenarios]
-    heads = ("NAME", "EXPECTED", "MENDED BY")
-    widths = [max(len(row[n]) for row in (heads, *rows)) for n in range(len(heads))]
-    for row, title in zip((heads, *rows), ("", *(s.title for s in scenarios)), strict=True):
-        cells = [f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)]
-        yield "  ".join(cells).rstrip()
-        yield from textwrap.wrap(title, _WIDTH, initial_indent="    ", subsequent_indent="    ")
+    """What ``--list`` shows: names, what is expected of them, titles."""
+    width = max(len(scenario.name) for scenario in scenarios)
+    for scenario in scenarios:
+        yield f"{scenario.name:{width}}  {expected(scenario)}"
+        cure = f"; mended by {scenario.mended}" if scenario.mended else ""
+        yield from textwrap.wrap(
+            scenario.title + cure, _WIDTH, initial_indent="    ", subsequent_indent="    ",
+            break_on_hyphens=False,
+        )  # fmt: skip
+
+
+def expected(scenario: Scenario) -> str:
+    """What a scenario must come to, in a word."""
+    return scenario.expects.value if scenario.expects else "clean"
 
 
 def check_line(check: Check, width: int) -> str:
@@ -63,8 +69,7 @@ def check_line(check: Check, width: int) -> str:
     came = verdict.finding.kind.value if verdict.finding else "clean"
     if not verdict.finding and not verdict.is_exhaustive:
         came = "not exhaustive"
-    expected = scenario.expects.value if scenario.expects else "clean"
-    wanted = "" if check.holds else f" (expected {expected})"
+    wanted = "" if check.holds else f" (expected {expected(scenario)})"
     figures = f"{verdict.runs:,} schedules, {verdict.seconds:.1f} s"
     status = "OK" if check.holds else "FAILED"
     return _colored(f"{status:6} {scenario.name:{width}}  {came}{wanted}: {figures}")

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import contextlib
 import os
+import pty
+import re
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -53,3 +57,32 @@ def spawn(*arguments: str, **options) -> subprocess.Popen:
     return subprocess.Popen(
         [*COMMAND, *map(str, arguments)], env=environment, **{**settings, **options}
     )
+
+
+def on_a_terminal(
+    *arguments: str, interrupt_at: str | None = None, **environment: str
+) -> tuple[int, str]:
+    """Run on a pseudo-terminal; returns the exit code and all that was written to it.
+
+    :param interrupt_at: what is written when Ctrl-C is pressed, as a regular expression.
+    """
+    master, slave = pty.openpty()
+    settings = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR")}
+    process = subprocess.Popen(
+        [*COMMAND, *arguments],
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        start_new_session=True,
+        env={**settings, "TERM": "xterm-256color", "COLUMNS": "110", **environment},
+    )
+    os.close(slave)
+    written = b""
+    with contextlib.suppress(OSError):  # EIO: the other side has closed
+        while part := os.read(master, 4096):
+            written += part
+            if interrupt_at and re.search(interrupt_at, written.decode(errors="replace")):
+                interrupt_at = None
+                os.killpg(process.pid, signal.SIGINT)  # as the terminal does
+    os.close(master)
+    return process.wait(timeout=20), written.decode()

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import pty
 import re
 import signal
 import subprocess
 
 import pytest
 
-from tests.cli.conftest import COMMAND, spawn
+from tests.cli.conftest import on_a_terminal, spawn
 
 ENGINES = {
     "threaded": ["--engine", "threaded", "--period", "0.2"],
@@ -74,26 +71,6 @@ def test_a_reader_that_leaves_after_one_line_is_no_error_to_shout_about(argument
     process.stdout = None
     _, err = finish(process)
     assert err == ""
-
-
-def on_a_terminal(*arguments: str, **environment: str) -> tuple[int, str]:
-    """Run on a pseudo-terminal; returns the exit code and all that was written to it."""
-    master, slave = pty.openpty()
-    settings = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR")}
-    process = subprocess.Popen(
-        [*COMMAND, *arguments],
-        stdin=slave,
-        stdout=slave,
-        stderr=slave,
-        env={**settings, "TERM": "xterm-256color", "COLUMNS": "110", **environment},
-    )
-    os.close(slave)
-    written = b""
-    with contextlib.suppress(OSError):  # EIO: the other side has closed
-        while part := os.read(master, 4096):
-            written += part
-    os.close(master)
-    return process.wait(timeout=20), written.decode()
 
 
 def test_on_a_terminal_a_table_grows_a_row_a_tick_and_the_summary_follows() -> None:

@@ -30,7 +30,7 @@ def operations(body: str, name: str = "mine.py:patch"):
 
 def test_the_example_does_what_the_built_in_protocol_does() -> None:
     name = f"{EXAMPLE}:patch"
-    mine = build(Setup(protocol=name), protocol_of(name, "site", read_protocol_file(name)))
+    mine = build(Setup(protocol=name), protocol_of(name, read_protocol_file(name)))
     built_in = build(Setup(protocol="breakpoint"), PROTOCOLS["breakpoint"])
     assert [o._replace(step=0) for o in mine.program.operations(())] == [
         o._replace(step=0) for o in built_in.program.operations(())
@@ -152,10 +152,10 @@ def test_files_that_cannot_be_read(tmp_path, monkeypatch) -> None:
 
 def test_a_name_that_is_no_protocol() -> None:
     with pytest.raises(OptionError, match=r"choose from breakpoint, .*FILE\.py:FUNCTION"):
-        protocol_of("nope", "site")
+        protocol_of("nope")
 
 
 def test_a_scenarios_own_protocol_is_known_in_it_alone() -> None:
-    assert protocol_of("breakpoint-published-late", "breakpoint-published-late")
+    assert protocol_of("breakpoint-published-late", scenario="breakpoint-published-late")
     with pytest.raises(OptionError, match="no protocol"):
-        protocol_of("breakpoint-published-late", "seed")
+        protocol_of("breakpoint-published-late", scenario="seed")
