@@ -62,51 +62,43 @@ class GraphSettings:
 
 
 class RetStacks:
-    """A shadow stack for every stack of every CPU; once made they stay (returns may be hooked).
+    """A shadow stack for every stack of every CPU, which the loader has made.
 
-    For an ELF image, whose stacks are unknown, one for every call that is hooked.
+    For an ELF image, whose stacks are unknown, one for every call that is hooked; once made they
+    stay (returns may be hooked).
     """
 
     def __init__(self, kernel: GuestKernel, pool: PagePool) -> None:
         self._kernel, self._pool = kernel, pool
-        self._address: int | None = None
+        self._nodes: int | None = None
+        self._is_known = kernel.image.elf is None and kernel.image.mcount is not None
+        if self._is_known:
+            stacks = STACKS_PER_CPU * len(kernel.machine.vcpus)
+            kernel.write("ftrace_ret_stack_area_size", stacks * STACK_SLOT)
 
     def open_calls(self, cpu: int) -> int:
         """On a CPU: calls of the present run of the tracer that are hooked and shown."""
-        if self._address is None:
+        memory = self._kernel.machine.memory
+        if self._is_known:
+            session = self._kernel.read("ftrace_graph_session")
+            size = STACKS_PER_CPU * RET_STACK_BYTES
+            stacks = memory.view(RET_STACK_AREA + cpu * size, "u1", size)
+            heads = stacks.reshape(STACKS_PER_CPU, RET_STACK_BYTES)[:, : RET_STACK.size]
+            heads = np.ascontiguousarray(heads).view(RET_STACK.dtype)[:, 0]
+            return int(heads["graph_depth"][heads["session"] == session].sum())
+        if self._nodes is None:
             return 0
         session = self._kernel.read("ftrace_graph_session")
-        if self._kernel.image.elf is not None:
-            nodes = self._kernel.machine.memory.view(self._address, RET_NODE.dtype, RET_NODES)
-            mine = (nodes["frame"] != 0) & (nodes["cpu"] == cpu)
-            shown = nodes["entry"]["flags"] & np.uint32(RetFlag.DEPTH)
-            return int((mine & (nodes["entry"]["session"] == session) & (shown != 0)).sum())
-        stacks = self._kernel.machine.memory.view(
-            self._address + cpu * STACKS_PER_CPU * RET_STACK_BYTES,
-            "u1",
-            STACKS_PER_CPU * RET_STACK_BYTES,
-        ).reshape(STACKS_PER_CPU, RET_STACK_BYTES)
-        heads = np.ascontiguousarray(stacks[:, : RET_STACK.size]).view(RET_STACK.dtype)[:, 0]
-        return int(heads["graph_depth"][heads["session"] == session].sum())
+        nodes = memory.view(self._nodes, RET_NODE.dtype, RET_NODES)
+        mine = (nodes["frame"] != 0) & (nodes["cpu"] == cpu)
+        shown = nodes["entry"]["flags"] & np.uint32(RetFlag.DEPTH)
+        return int((mine & (nodes["entry"]["session"] == session) & (shown != 0)).sum())
 
     def alloc(self) -> None:
-        """Make them, if there are none.
+        """See to it that there are some.
 
         :raises ImageError: the guest's RAM is used up.
         """
-        if self._address is not None:
-            return
-        if self._kernel.image.elf is not None:
-            self._address = self._pool.alloc(-(-RET_NODES * RET_NODE.size // PAGE_SIZE))
-            self._kernel.write("ftrace_ret_stacks", self._address)
-            return
-        stacks = STACKS_PER_CPU * len(self._kernel.machine.vcpus)
-        self._kernel.machine.memory.map(
-            "shadow stacks",
-            RET_STACK_AREA,
-            stacks * RET_STACK_BYTES,
-            writable=True,
-            purpose="return addresses that return_to_handler stands for",
-        )
-        self._kernel.write("ftrace_ret_stack_area_size", stacks * STACK_SLOT)
-        self._address = RET_STACK_AREA
+        if not self._is_known and self._nodes is None:
+            self._nodes = self._pool.alloc(-(-RET_NODES * RET_NODE.size // PAGE_SIZE))
+            self._kernel.write("ftrace_ret_stacks", self._nodes)

@@ -19,6 +19,8 @@ from dynftrace_emu.kernel.structs import (
     PCPU,
     PROFILE,
     PVCLOCK,
+    RET_STACK_AREA,
+    RET_STACK_BYTES,
     STACK_AREA,
     STACK_SLOT,
     STACKS_PER_CPU,
@@ -83,7 +85,7 @@ def boot(
     :raises ImageError: the image does not fit, or overlaps something.
     """
     percpu = -(-max(image.percpu_size, PCPU.size) // PAGE_SIZE) * PAGE_SIZE
-    per_vcpu = percpu + ZONE_SIZE + STACKS_PER_CPU * THREAD_SIZE + _RAM_PER_VCPU
+    per_vcpu = percpu + ZONE_SIZE + STACKS_PER_CPU * (THREAD_SIZE + RET_STACK_BYTES) + _RAM_PER_VCPU
     text = image.text_range[1] - image.text_range[0]
     per_vcpu += _PROFILE_PER_TEXT * text
     loaded = sum(segment.size for segment in image.segments)
@@ -94,6 +96,8 @@ def boot(
     _load_segments(memory, image)
     if image.mcount is not None:
         _map_sites(memory, image)
+        if image.elf is None:
+            _map_ret_stacks(memory, nr_vcpus)
     for cpu in range(nr_vcpus):
         _map_cpu(memory, cpu, percpu)
     if "boot_params" in image.symbols:
@@ -137,6 +141,16 @@ def _map_sites(memory: GuestMemory, image: KernelImage) -> None:
         end - first,
         writable=True,
         purpose="who wants which call site",
+    )
+
+
+def _map_ret_stacks(memory: GuestMemory, nr_vcpus: int) -> None:
+    memory.map(
+        "return addresses",
+        RET_STACK_AREA,
+        nr_vcpus * STACKS_PER_CPU * RET_STACK_BYTES,
+        writable=True,
+        purpose="shadow stacks: what return_to_handler stands for",
     )
 
 

@@ -892,7 +892,6 @@ def test_without_memory_no_instance_is_made(full: Session) -> None:
     ("snapshot", "1"),
     ("set_ftrace_filter", "kfree:snapshot"),
     ("set_ftrace_filter", "*:traceon"),
-    ("current_tracer", "function_graph"),
     ("function_profile_enabled", "1"),
 ])  # fmt: skip
 def test_without_memory_what_needs_some_is_refused(full: Session, path: str, text: str) -> None:
@@ -900,6 +899,10 @@ def test_without_memory_what_needs_some_is_refused(full: Session, path: str, tex
     full.files.rmdir("instances/i0")
     full.write("snapshot", "1")
     full.write(path, text)
+
+
+def test_function_graph_needs_no_memory(full: Session) -> None:
+    full.write("current_tracer", "function_graph")
 
 
 def test_a_trigger_refused_for_want_of_memory_leaves_the_others_at_work(
