@@ -16,9 +16,11 @@ from dynftrace_emu.explore import workers as crews
 from dynftrace_emu.explore.job import Job, machine_of
 from dynftrace_emu.explore.levels import Expansion, LevelSearch, Node, expand
 from dynftrace_emu.explore.search import Outcome, pct, run_random, unjoined
+from dynftrace_emu.explore.shrink import shrink
 from dynftrace_emu.explore.verdict import Ending, Measured, Verdict, measure
 
 if TYPE_CHECKING:
+    from dynftrace_emu.explore.findings import Finding
     from dynftrace_emu.explore.state import Action
     from dynftrace_emu.explore.workers import Workers
 
@@ -30,7 +32,7 @@ _ROW_BYTES = 1 << 20
 """... or fewer, if they are large."""
 _STATE_BYTES = 1536
 """Of a state that is still to be gone through, beside its data."""
-_ALONE = 20_000
+_ALONE = 5_000
 """States gone through here before anybody else is asked: many a search is over by then."""
 _SAMPLE = 200
 """Schedules drawn as one piece of work."""
@@ -83,23 +85,29 @@ def explore(
     limits: Limits = Limits(),
     workers: Workers | None = None,
     on_progress: Progress = lambda _: None,
+    *,
+    shorten: bool = True,
 ) -> Verdict:
     """Explore a job up to its bounds, the limits, or the first finding. Ctrl-C ends it early.
 
     A user's protocol is run by ``workers`` alone: they can be ended if it hangs.
 
     :param workers: None: this thread, or for a user's protocol a process.
+    :param shorten: the schedule of the finding is made as short as it gets.
     :raises DynftraceError: the machine cannot be made of the job, or workers keep ending.
     """
     if workers is None:
         with crews.here() if job.source is None else crews.processes(1) as crew:
-            return explore(job, strategy, limits, crew, on_progress)
+            return explore(job, strategy, limits, crew, on_progress, shorten=shorten)
     begin = time.monotonic()
     alone = workers if job.source is not None else crews.here()
     measured = next(alone.map(partial(measure, seed=strategy.seed), [job]))
     run = _Exploration(job, strategy, limits, measured, workers, on_progress)
     try:
         run.run()
+        if shorten and run.outcome.found is not None:
+            found = run.outcome.found
+            run.outcome.found = next(alone.map(partial(_shorten, found=found), [job]))
     except KeyboardInterrupt:
         run.ending = Ending.INTERRUPTED
     return Verdict(job, strategy, limits, measured, run.outcome, run.ending,
@@ -204,6 +212,15 @@ def _search_prefix(
     world, first = machine_of(job)
     world.load(first)
     return unjoined(world, job.setup.bounds, prefix, _ACTIONS)
+
+
+def _shorten(
+    job: Job, found: tuple[Finding, tuple[Action, ...]]
+) -> tuple[Finding, tuple[Action, ...]]:
+    world, first = machine_of(job)
+    world.load(first)
+    finding, schedule = shrink(world, found[1], found[0].kind)
+    return finding, schedule
 
 
 def _draw(job: Job, strategy: Strategy, length: int, numbers: range) -> Outcome:

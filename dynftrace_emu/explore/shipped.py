@@ -50,4 +50,4 @@ def check_all(workers: Workers, *, quick: bool = False) -> Iterator[Check]:
 
 def _explore(quick: bool, name: str) -> Verdict:
     limits = Limits(states=_QUICK_STATES) if quick else Limits()
-    return explore(Job(SCENARIOS[name].setup), limits=limits)
+    return explore(Job(SCENARIOS[name].setup), limits=limits, shorten=False)

@@ -17,7 +17,6 @@ from dynftrace_emu.explore.model import Text
 from dynftrace_emu.explore.program import StoreText
 from dynftrace_emu.explore.search import run_random
 from dynftrace_emu.explore.setup import reference
-from dynftrace_emu.explore.shrink import shrink
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -153,15 +152,11 @@ class Verdict:
         return self.outcome.found[1] if self.outcome.found else ()
 
     def counterexample(self) -> Counterexample:
-        """The schedule, made as short as it gets, with all that is needed to run it again."""
+        """The schedule, with all that is needed to run it again."""
         assert self.outcome.found is not None
         finding, schedule = self.outcome.found
-        world, first = machine_of(self.job)
-        world.load(first)
         drawn = self.strategy.kind.value != "exhaustive"
-        shrunk = shrink(world, schedule, finding.kind)
-        seed = self.strategy.seed if drawn else None
-        return Counterexample(self.job, shrunk.schedule, shrunk.finding, seed)
+        return Counterexample(self.job, schedule, finding, self.strategy.seed if drawn else None)
 
     @property
     def is_exhaustive(self) -> bool:
