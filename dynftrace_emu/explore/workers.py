@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from collections import deque
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from contextlib import AbstractContextManager
@@ -178,6 +179,15 @@ def _begin_process(begun: SimpleQueue[int]) -> None:
     # Ctrl-C goes to all processes of a terminal; the first one decides what comes of it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     begun.put(os.getpid())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A process that has nobody to work for any more, whatever ended that one, goes away."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def cluster(address: str) -> Workers:

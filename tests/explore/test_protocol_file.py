@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from dynftrace_emu.errors import DynftraceError, OptionError, ProtocolError
 from dynftrace_emu.explore import protocol_file
+from dynftrace_emu.explore.explorer import explore
+from dynftrace_emu.explore.findings import FindingClass
 from dynftrace_emu.explore.job import Job, machine_of
 from dynftrace_emu.explore.protocol_file import protocol_of, read_protocol_file
 from dynftrace_emu.explore.protocols import PROTOCOLS
@@ -35,6 +38,22 @@ def test_the_example_does_what_the_built_in_protocol_does() -> None:
     assert [o._replace(step=0) for o in mine.program.operations(())] == [
         o._replace(step=0) for o in built_in.program.operations(())
     ][: len(mine.program.operations(()))]
+
+
+def test_the_protocol_in_the_docs_is_the_example() -> None:
+    text = (EXAMPLE.parents[1] / "docs" / "explore.md").read_text()
+    block = next(b for b in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "patch(" in b)
+    name = f"{EXAMPLE}:patch"
+    made = [
+        machine_of(Job(Setup(protocol=name), source))[0].program.operations(())
+        for source in (block, EXAMPLE.read_text())
+    ]
+    assert made[0] == made[1]
+
+
+def test_the_example_that_leaves_out_a_sync_is_torn() -> None:
+    verdict = explore(Job(Setup(protocol=f"{EXAMPLE}:hasty"), EXAMPLE.read_text()))
+    assert verdict.finding.kind is FindingClass.TORN_FETCH
 
 
 BAD = {

@@ -5,9 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import threading
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -94,6 +96,28 @@ def test_a_process_that_hangs_is_given_up_and_ended(monkeypatch) -> None:
     for process in set(multiprocessing.active_children()) - before:
         process.join(20)
         assert not process.is_alive()
+
+
+def test_processes_end_with_the_one_they_work_for(tmp_path) -> None:
+    """Which is killed, and cannot tell them. The pipe is open as long as one of them is there."""
+    code = (
+        "import os, signal\n"
+        "from dynftrace_emu.explore.workers import processes\n"
+        "from tests.explore.test_workers import double\n"
+        "if __name__ == '__main__':\n"
+        "    crew = processes(2)\n"
+        "    assert list(crew.map(double, range(8))) == [0, 2, 4, 6, 8, 10, 12, 14]\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    (tmp_path / "main.py").write_text(code)
+    root = str(Path(__file__).parents[2])
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "main.py")],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": root},
+    )
+    assert process.communicate(timeout=60) == (b"", None)
+    assert process.returncode == -signal.SIGKILL
 
 
 def test_a_cluster_gives_what_one_process_gives() -> None:
