@@ -145,6 +145,13 @@ class RingBufferCpu:
             self._read = self._overrun = 0
             self._dropped_before = self.get("dropped")
 
+    def take_over(self, old: RingBufferCpu) -> None:
+        """Count on from a buffer that this one replaces: what is in that one is overrun."""
+        stats = old.stats()
+        with self._lock:
+            self._read, self._overrun = stats.read, stats.overrun + stats.entries
+            self._dropped_before = self.get("dropped") - stats.dropped
+
     def _written(self) -> int:
         """How many events have been written since the buffer was made, or begun."""
         while True:
@@ -349,6 +356,11 @@ class RingBuffer:
         """Give all memory back; nobody may write any more."""
         for buffer in self.cpus:
             buffer.free()
+
+    def take_over(self, old: RingBuffer) -> None:
+        """Count on from a buffer that this one replaces."""
+        for part, before in zip(self.cpus, old.cpus, strict=True):
+            part.take_over(before)
 
     def reset(self) -> None:
         """Empty it."""

@@ -149,6 +149,8 @@ class TraceArray:
     def resize(self, sizes_kb: list[int]) -> None:
         """Give each CPU a buffer of so many KiB, empty where that changes anything.
 
+        What was in the old one is counted as overrun, as Linux counts what shrinking takes away.
+
         :raises ImageError: the guest's RAM is used up; nothing was changed.
         :raises StopMachineTimeout: likewise.
         """
@@ -164,6 +166,7 @@ class TraceArray:
         def exchange() -> tuple[RingBuffer, RingBuffer | None]:
             self.before_discard()
             old = self.buffer, self.max_buffer
+            made.take_over(self.buffer)
             self.buffer, self.max_buffer, self.sizes_kb = made, snapshot, list(sizes_kb)
             self._install()
             self.reconfigure()

@@ -222,3 +222,26 @@ def test_events_out_of_nmis(tracer: str) -> None:
     assert len(from_nmi) + dropped >= per_call * sum(run.machine.nmis) - 2
     assert len(from_nmi) > 20
     assert run.kernel.percpu("checksum") == untouched_checksums(1)
+
+
+@pytest.mark.parametrize("sizes", [(4000, 8000), (64, 8), (8, 1408)])
+def test_what_a_resized_buffer_held_is_counted_as_overrun(sizes: tuple[int, int]) -> None:
+    """Linux counts so what shrinking takes away; here the new buffer begins empty."""
+    before, after = map(str, sizes)
+    run = make_run(iterations=4, vcpus=2, nmi_rate=200, discover="scan")
+    files = TraceFs(run.tracing)
+    files.write("buffer_size_kb", before)
+    files.write("current_tracer", "function")
+
+    def resize():
+        for size in (after, before, after):
+            yield 0.02
+            files.write("buffer_size_kb", size)
+
+    run.machine.kthread("resizing", resize(), daemon=True)
+    run.execute()
+    assert files.read("buffer_size_kb") == f"{after}\n"
+    stats = [buffer.stats() for buffer in run.tracing.global_array.buffer.cpus]
+    counted = [s.entries + s.overrun + s.dropped + s.read for s in stats]
+    assert counted == run.kernel.percpu("traced_calls")
+    assert sum(s.overrun for s in stats) > 0
