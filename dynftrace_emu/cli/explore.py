@@ -50,7 +50,7 @@ def explore(
     """Run every interleaving of a patching protocol and the code it patches, and check each.
 
     SCENARIO is one that ships (--list); options change it. Without one, they change a small
-    default: two vCPUs that call a function, whose site becomes a jmp under stop_machine. With an
+    default: two vCPUs that call a function, whose site becomes a nop under stop_machine. With an
     ELF image that is the function of --call.
     """
     necessity, as_markdown = values.pop("necessity"), values.pop("as_markdown")
@@ -152,14 +152,14 @@ def _jobs(names: tuple[str, ...], values: dict[str, Any]) -> list[tuple[Job, str
     from dynftrace_emu.explore.mutations import split_name
     from dynftrace_emu.explore.protocol_file import read_protocol_file
     from dynftrace_emu.explore.scenario import Scenario
-    from dynftrace_emu.explore.setup import Setup, with_guest
+    from dynftrace_emu.explore.setup import small_default, with_guest
 
     overrides = to_overrides(values)
     protocol = values["protocol"] or ""
     source = read_protocol_file(protocol) if ":" in split_name(protocol)[0] else None
     chosen = [_named(name, values) for name in names]
     if not names:
-        chosen = [Scenario("what the options describe", Setup())]
+        chosen = [Scenario("what the options describe", small_default())]
     if values["call"] is not None and not any(scenario.setup.foreign for scenario in chosen):
         raise OptionError("--call needs an ELF image")
     setups = [overrides.apply(scenario.setup) for scenario in chosen]

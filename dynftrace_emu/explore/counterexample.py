@@ -16,16 +16,17 @@ from dynftrace_emu.explore.job import Job
 from dynftrace_emu.explore.plain import from_plain, to_plain
 from dynftrace_emu.explore.schedule import parse, to_text
 from dynftrace_emu.explore.setup import Setup  # noqa: TC001 - its type hint is read
+from dynftrace_emu.explore.state import Action, Kind
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from dynftrace_emu.explore.state import Action
 
 __all__ = ["SCHEMA", "Counterexample", "load"]
 
 SCHEMA = "dynftrace-emu/counterexample/1"
 _MAX_BYTES = 16 << 20
+_MAX_VIEWS = 1 << 8
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,18 @@ def _from_document(document: Any) -> Counterexample:
         raise ImageError(f"its schema is {ascii(document['schema'])[:60]}; I know {SCHEMA!r}")
     fields = from_plain(_File, document, "")
     schedule = tuple(parse(line, f"schedule[{n}]") for n, line in enumerate(fields.schedule))
+    _check_schedule(fields.setup, schedule)
     job = Job(fields.setup, fields.source, fields.quiet)
     return Counterexample(
         job, schedule, fields.finding.finding(), fields.seed, fields.image, fields.version
     )
+
+
+def _check_schedule(setup: Setup, schedule: tuple[Action, ...]) -> None:
+    """That its actions could exist in the setup: whether one is possible is for a replay to say."""
+    if not schedule:
+        raise ImageError("its schedule is empty")
+    for number, action in enumerate(schedule):
+        most = len(setup.tasks) if action.kind == Kind.RUN else setup.nr_cpus
+        if action.who > most or action.view >= _MAX_VIEWS:
+            raise ImageError(f"schedule[{number}]: there is no {to_text(action)!r} in its setup")

@@ -101,7 +101,9 @@ def explore(
             return explore(job, strategy, limits, crew, on_progress, shorten=shorten)
     begin = time.monotonic()
     alone = workers if job.source is not None else crews.here()
-    measured = next(alone.map(partial(measure, seed=strategy.seed), [job]))
+    measured = next(
+        alone.map(partial(measure, seed=strategy.seed, draws=strategy.kind is Kind.PCT), [job])
+    )
     run = _Exploration(job, strategy, limits, measured, workers, on_progress)
     try:
         run.run()

@@ -30,11 +30,13 @@ DATA_SIZE = 1024
 """Room for its data in the lab (``lab_guest_data``)."""
 POKER, HANDLER = "poker", "poke_int3_handler"
 _TIMEOUT_S = 60
+_SUFFIXES = (".c", ".S", ".s")
 _SHIM = ("text_poke", "text_poke_sync", "mutex_lock", "mutex_unlock")
 _FLAGS = (
     "-O2", "-g0", "-ffreestanding", "-fno-pic", "-no-pie", "-mcmodel=kernel", "-mno-red-zone",
     "-fcf-protection=none", "-mgeneral-regs-only", "-fno-stack-protector",
     "-fno-asynchronous-unwind-tables", "-nostdlib", "-static", "-Wall", "-Wextra", "-Werror",
+    "-Wno-unused",
 )  # fmt: skip
 _SCRIPT = """\
 {symbols}
@@ -108,6 +110,8 @@ def compile_guest(path: Path, lab: KernelImage) -> GuestCode:
     """
     if not path.is_file():
         raise ImageError(f"{path}: no such file")
+    if path.suffix not in _SUFFIXES:
+        raise OptionError(f"{path}: guest code is C or assembly: {', '.join(_SUFFIXES)}")
     with tempfile.TemporaryDirectory() as folder:
         script, out = Path(folder, "lab.ld"), Path(folder, "guest")
         script.write_text(

@@ -6,6 +6,7 @@ may raise anything and never come back; neither gets further than here.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import sys
 import traceback
@@ -127,6 +128,10 @@ class _Guarded:
         step: Step = _guard(self._file, self._steps.send, value)
         return step
 
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):  # it may not want to end
+            _guard(self._file, self._steps.close)
+
 
 class _TooLong(BaseException):
     """It takes too long; not for the user's code to catch."""
@@ -152,7 +157,8 @@ def _guard(file: str, function: Callable[..., Any], *arguments: Any) -> Any:
     before = sys.gettrace()
     sys.settrace(count)
     try:
-        return function(*arguments)
+        with contextlib.redirect_stdout(sys.stderr):  # ours is for verdicts
+            return function(*arguments)
     except (StopIteration, KeyboardInterrupt):
         raise
     except _TooLong as error:

@@ -117,14 +117,14 @@ def _job(
     from dynftrace_emu.explore.protocol_file import read_protocol_file
     from dynftrace_emu.explore.scenario import scenario_named
     from dynftrace_emu.explore.scenarios import SCENARIOS
-    from dynftrace_emu.explore.setup import Setup
+    from dynftrace_emu.explore.setup import small_default
 
     if callable(protocol):
         protocol = f"{inspect.getsourcefile(protocol)}:{protocol.__name__}"
     elif protocol is not None and ":" in protocol:
         protocol = str(folder / protocol)
     given = {name: value for name, value in options.items() if name not in _STRATEGY}
-    setup = Setup() if scenario is None else scenario_named(scenario, SCENARIOS).setup
+    setup = small_default() if scenario is None else scenario_named(scenario, SCENARIOS).setup
     source = read_protocol_file(protocol) if protocol and ":" in protocol else None
     return Job(overrides_from({"protocol": protocol, **given}).apply(setup), source)
 

@@ -47,6 +47,7 @@ __all__ = [
     "encode",
     "equip",
     "reference",
+    "small_default",
     "with_guest",
     "with_image",
 ]
@@ -146,6 +147,11 @@ def _check(what: str, value: int, least: int, most: int) -> None:
         raise OptionError(f"{what}: {value} is not from {least} to {most}")
 
 
+def small_default() -> Setup:
+    """What is explored where nothing else is said: a call becomes a nop, so every byte changes."""
+    return Setup(sites=(SiteSpec(new="nop"),))
+
+
 def encode(text: str, address: int, image: KernelImage) -> bytes:
     """The five bytes that a :class:`SiteSpec` calls ``text``, at ``address``.
 
@@ -225,7 +231,7 @@ def with_image(name: str, data: bytes, call: str | None) -> Setup:
     return Setup(
         name=parsed.symbol,
         tasks=tuple(TaskSpec(cpu, (function,), 1, arguments) for cpu in range(2)),
-        sites=(SiteSpec(site),),
+        sites=(SiteSpec(site, new="nop"),),
         ops=(OpsSpec(before=(site,)),),
         foreign=foreign,
     )

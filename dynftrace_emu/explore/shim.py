@@ -39,6 +39,8 @@ class Shim:
 
     def __init__(self, lab: Lab, program: Program) -> None:
         self._lab, self._program = lab, program
+        self.poked: list[int] = []
+        """Bytes of each piece that was stored, for who wants to know; it may be cleared."""
         self.calls: Mapping[int, Callable[[bytes], tuple[Operation, ...]]] = {
             lab.image.address("text_poke"): self._text_poke,
             lab.image.address("text_poke_sync"): self._text_poke_sync,
@@ -63,8 +65,9 @@ class Shim:
             what = f"text_poke({address:#x}, {source:#x}, {count}) {why}"
             rip = Registers.get(registers, Reg.RIP)
             raise Found(Finding(FindingClass.GUEST_FAULT, what, None, rip))
-        stores = self._program.stores(address, data, None, 0)
-        return tuple(StoreText(piece, 0) for piece in stores)
+        stores = tuple(StoreText(p, 0) for p in self._program.stores(address, data, None, 0))
+        self.poked.extend(len(store.piece.data) for store in stores)
+        return stores
 
     @staticmethod
     def _text_poke_sync(_registers: bytes) -> tuple[Operation, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import textwrap
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dynftrace_emu._version import __version__
 from dynftrace_emu.errors import OptionError
 from dynftrace_emu.explore.counterexample import Counterexample
+from dynftrace_emu.explore.findings import Found
 from dynftrace_emu.explore.foreign import shown
 from dynftrace_emu.explore.job import machine_of
 from dynftrace_emu.explore.model import Text
@@ -42,6 +44,8 @@ _TEXT = {
     "it syncs",
 }
 _MEMORY = "sequentially consistent; x86 is TSO: store buffers are not modelled"
+_MANY = 1000
+_MAX_STEPS_OF_POKER = 2000
 _NESTING = "never nested until an iret, which lets the next one in"
 
 
@@ -61,6 +65,7 @@ class Measured:
     :param window: instructions of each task, in a run that is never patched.
     :param places: of each site, the byte of its 64-byte line that it begins at.
     :param stores: bytes that become visible together, of each store to text, in order.
+    :param codes: the bytes of each site before and after.
     :param threads: tasks, the patcher, and each kind of interrupt on each CPU.
     :param length: actions of the longest of some schedules that are drawn at random.
     """
@@ -69,12 +74,15 @@ class Measured:
     window: tuple[int, ...]
     places: tuple[int, ...]
     stores: tuple[int, ...]
+    codes: tuple[tuple[bytes, bytes], ...]
     threads: int
     length: int
 
 
-def measure(job: Job, seed: int) -> Measured:
-    """Run each task alone, look through the protocol, draw some schedules.
+def measure(job: Job, seed: int, *, draws: bool) -> Measured:
+    """Run each task alone, look through the protocol.
+
+    :param draws: draw some schedules, too, to see how long they are.
 
     :raises DynftraceError: the machine cannot be made of the job.
     :raises OptionError: a task never ends when nothing else happens.
@@ -82,13 +90,36 @@ def measure(job: Job, seed: int) -> Measured:
     never = reference(job.setup)
     window = tuple(_instructions(never, task) for task in range(never.idle))
     world, first = machine_of(job)
-    stores = tuple(
-        len(operation.piece.data)
-        for operation in world.program.operations(())
-        if isinstance(operation, StoreText)
+    stores = (
+        _stores_of_guest(job)
+        if job.setup.guest is not None
+        else tuple(
+            len(operation.piece.data)
+            for operation in world.program.operations(())
+            if isinstance(operation, StoreText)
+        )
     )
     places = tuple(spot.address % _LINE for spot in world.spots)
-    return Measured(first, window, places, stores, _threads(job), _longest(job, seed))
+    length = _longest(job, seed) if draws else 0
+    codes = tuple((site.old, site.new) for site in world.watch.sites)
+    return Measured(first, window, places, stores, codes, _threads(job), length)
+
+
+def _stores_of_guest(job: Job) -> tuple[int, ...]:
+    """What a poker stores, piece by piece, in a schedule in which it goes first."""
+    world, first = machine_of(job)
+    world.load(first)
+    world.shim.poked.clear()
+    try:
+        for _ in range(_MAX_STEPS_OF_POKER):
+            actions = world.actions()
+            if not actions or world.tasks[world.idle].done:
+                break
+            world.act(max(actions, key=lambda a: (a.kind == "run" and a.who == world.idle, a.kind)))
+    except Found:
+        pass  # it is found again when that is explored
+    world.load(first)
+    return tuple(world.shim.poked)
 
 
 def _longest(job: Job, seed: int) -> int:
@@ -126,6 +157,16 @@ def _threads(job: Job) -> int:
     cpus = setup.nr_cpus + 1
     kinds = 2 + bool(setup.bounds.nmis) + bool(setup.bounds.timers)
     return len(setup.tasks) + 1 + kinds * cpus
+
+
+def _bytes_of_change(old: bytes, new: bytes) -> str:
+    """Both, and of which of them a verdict says nothing."""
+    same = [str(n) for n, (a, b) in enumerate(zip(old, new, strict=True)) if a == b]
+    said = f"{old.hex(' ')} -> {new.hex(' ')}"
+    if not same or old == new:
+        return said
+    which = f"byte {same[0]} does" if len(same) == 1 else f"bytes {', '.join(same)} do"
+    return f"{said} ({which} not change)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,13 +306,16 @@ class Verdict:
         setup, outcome = self.job.setup, self.outcome
         model, bounds = setup.model, setup.bounds
         yield "protocol", setup.protocol
+        if setup.guest is not None:
+            digest = hashlib.sha256(setup.guest.text + setup.guest.data).hexdigest()
+            yield "guest code", f"{setup.guest.name}, compiled: sha256 {digest[:16]}"
         yield "vCPUs", f"{setup.nr_cpus}, and one that patches"
         yield "tasks", self._tasks()
         yield "sites", self._sites()
         yield "start states", f"{outcome.starts:,} in which patching begins"
         yield "window", self._window()
         yield "preemptions", self._preemptions()
-        yield "NMIs", f"up to {bounds.nmis}, at any time; {_NESTING}" if bounds.nmis else "none"
+        yield "NMIs", self._nmis()
         yield "timers", f"up to {bounds.timers}, whenever IF=1" if bounds.timers else "none"
         yield "stores", self._stores()
         yield "text", f"{_TEXT[model.text]}; chunks of {model.chunk} bytes"
@@ -290,11 +334,23 @@ class Verdict:
         yield (
             "work",
             (
-                f"{outcome.states:,} states, {outcome.actions:,} actions in {self.seconds:.1f} s: "
-                f"{self.rate:,.0f} schedules/s, jobs {self.jobs}"
+                f"{outcome.states:,} states, {outcome.actions:,} actions in {self.seconds:.1f} s, "
+                f"{self._rate()}jobs {self.jobs}"
             ),
         )
         yield "version", f"{__version__}, seed {self.strategy.seed}"
+
+    def _rate(self) -> str:
+        """Of a few schedules it would be that of the start."""
+        return f"{self.rate:,.0f} schedules/s, " if self.runs >= _MANY else ""
+
+    def _nmis(self) -> str:
+        setup = self.job.setup
+        if not setup.bounds.nmis:
+            return "none"
+        calls = any(name.startswith("LAB_NMI") for name in setup.defines)
+        handler = "" if calls else "; the handler calls no site"
+        return f"up to {setup.bounds.nmis}, at any time; {_NESTING}{handler}"
 
     def _tasks(self) -> str:
         return "; ".join(
@@ -307,8 +363,11 @@ class Verdict:
     def _sites(self) -> str:
         sites = self.job.setup.sites
         return f"{len(sites)}: " + "; ".join(
-            f"{shown(site.symbol)} (byte {place} of {_LINE}): {site.old} -> {site.new}"
-            for site, place in zip(sites, self.measured.places, strict=True)
+            f"{shown(site.symbol)} (byte {place} of {_LINE}): {site.old} -> {site.new}, "
+            + _bytes_of_change(*codes)
+            for site, place, codes in zip(
+                sites, self.measured.places, self.measured.codes, strict=True
+            )
         )
 
     def _window(self) -> str:
@@ -323,7 +382,7 @@ class Verdict:
         if not self.measured.stores:
             return "none by the protocol itself"
         widths = " + ".join(map(str, self.measured.stores))
-        return f"{widths} bytes to text; each is whole"
+        return f"{widths} bytes to text, as cut at chunks; each of these is whole"
 
     def _serializing(self) -> str:
         chosen = ", ".join(sorted(self.job.setup.model.serializing))

@@ -118,7 +118,8 @@ class Workers(AbstractContextManager["Workers"]):
         self.lost += 1
         if self.lost > _MAX_LOSSES:
             raise LostWorker(
-                "worker processes keep ending: is memory short (--jobs fewer, --states fewer)?"
+                "worker processes keep ending: is memory short (--jobs fewer, --states fewer), or "
+                "does a protocol of your own end them?"
             )
         if self._executor is not None:
             self._executor.shutdown(wait=False)

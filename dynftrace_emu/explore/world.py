@@ -297,6 +297,7 @@ class World:
         else:
             self._arrive(number, cpu, rip)
             exit_ = self._advance(number, cpu, rip)
+        began = self.tasks[number].registers
         for _ in range(_MAX_QUIET_RUNS if self.quiet else 0):
             task = self.tasks[number]
             rip = _rip(task.registers)
@@ -306,6 +307,9 @@ class World:
                 break
             self._check_freed(cpu, rip)
             exit_ = self._advance(number, cpu, rip)
+            if exit_ is None and self.tasks[number].registers == began:
+                what = f"task {number} loops for ever at {self.lab.image.symbolize(rip)}"
+                raise Found(Finding(FindingClass.DEADLOCK, what, cpu, rip))
         if exit_ is not None:
             self._after(number, cpu, exit_)
         self._note(number, cpu)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
+from pathlib import Path
 from types import MappingProxyType
 
 import pytest
@@ -16,7 +18,8 @@ from dynftrace_emu.explore.scenario import Scenario
 from dynftrace_emu.explore.setup import Setup
 from tests.cli.conftest import on_a_terminal, spawn
 
-LIVE = ("explore", "--protocol", "live", "--vcpus", "1", "--jobs", "1")
+EXAMPLE = Path(__file__).parents[2] / "examples" / "breakpoint_poker.c"
+LIVE = ("explore", "--protocol", "live", "--to", "jmp", "--vcpus", "1", "--jobs", "1")
 TORN = (*LIVE, "--site-offset", "63")
 
 
@@ -25,6 +28,32 @@ def test_nothing_found_is_0_and_proven(cli) -> None:
     assert result.code == 0
     assert "PROVEN within these bounds" in result.out
     assert result.err == ""
+
+
+def test_by_default_every_byte_of_a_site_changes(cli) -> None:
+    """So a protocol that is wrong for any change of five bytes is not called right."""
+    result = cli("explore", "--protocol", "live", "--vcpus", "1", "--jobs", "1")
+    assert result.code == 1
+    assert "FOUND torn-fetch" in result.out
+    assert "not change" not in result.out
+    assert "(bytes 2, 3, 4 do not change)" in " ".join(cli(*LIVE).out.split())
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed")
+def test_guest_code_that_never_comes_back_is_a_finding(cli, tmp_path) -> None:
+    source = EXAMPLE.read_text().replace("mutex_lock(&text_mutex);", "for (;;) ;")
+    (tmp_path / "poker.c").write_text(source)
+    result = cli("explore", "--guest", "poker.c", "--vcpus", "1", "--jobs", "1")
+    assert result.code == 1
+    assert "FOUND deadlock: task 1 loops for ever at poker+" in result.out
+    assert "poker.c, compiled: sha256 " in result.out
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed")
+def test_what_guest_code_stores_is_in_the_header(cli) -> None:
+    result = cli("explore", "--guest", str(EXAMPLE), "--vcpus", "1", "--jobs", "1")
+    assert result.code == 0
+    assert "1 + 4 + 1 bytes to text" in result.out
 
 
 def test_a_finding_is_1_and_a_file_that_replays(cli) -> None:

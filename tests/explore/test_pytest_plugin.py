@@ -28,16 +28,18 @@ def test_claims_about_what_ships_and_about_protocols_of_their_own(pytester) -> N
             explore("seed-live-line").expect("torn-fetch")
 
         def test_file(explore):
-            explore(protocol="mine.py:in_one_go", vcpus=1).expect(None)
+            explore(protocol="mine.py:in_one_go", vcpus=1, new="jmp").expect(None)
 
         def test_function(explore):
-            explore(protocol=mine.in_one_go, vcpus=1, site_offset=63).expect("torn-fetch")
+            torn = explore(protocol=mine.in_one_go, vcpus=1, new="jmp", site_offset=63)
+            torn.expect("torn-fetch")
 
         def test_wrong(explore):
-            explore(protocol=mine.in_one_go, vcpus=1, site_offset=63).expect(None)
+            explore(protocol=mine.in_one_go, vcpus=1, new="jmp", site_offset=63).expect(None)
 
         def test_no_proof(explore):
-            explore(protocol="live", vcpus=1, strategy="random", schedules=20).expect(None)
+            drawn = {"strategy": "random", "schedules": 20}
+            explore(protocol="live", vcpus=1, new="jmp", **drawn).expect(None)
 
         def test_no_option(explore):
             explore(protocol="live", colour="red")

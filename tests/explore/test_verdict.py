@@ -40,7 +40,7 @@ def test_the_header_states_everything_it_holds_under() -> None:
         r"reductions quiet instructions, state joining .*, dead stack",
         r"strategy exhaustive",
         r"schedules [\d,]+ run .*, 0 truncated",
-        r"[\d,]+ states, [\d,]+ actions in [\d.]+ s: [\d,]+ schedules/s, jobs 1",
+        r"[\d,]+ states, [\d,]+ actions in [\d.]+ s, [\d,]+ schedules/s, jobs 1",
         rf"version {re.escape(__version__)}, seed 5 ",
         r"PROVEN within these bounds",
     ):
