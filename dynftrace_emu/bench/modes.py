@@ -23,7 +23,7 @@ class Filter(Enum):
 
     ALL = "all"
     UNRELATED = "one the workload never calls"
-    TENTH = "every tenth of those it calls"
+    TENTH = "some that have a tenth of its calls"
 
 
 class Hook(Enum):
@@ -97,7 +97,7 @@ MODES: tuple[Mode, ...] = (
     ),
     Mode(
         "function-tenth",
-        "function tracer, 10 % of the functions called",
+        "function tracer, 10 % of the calls",
         tracer="function",
         filter=Filter.TENTH,
         counts="traced_calls",

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from dynftrace_emu.bench.choice import Choice, choose
+from dynftrace_emu.bench.choice import Choice, choose, tenth
 from dynftrace_emu.bench.figures import Result
 from dynftrace_emu.bench.lab import CheckFailed, Interrupted
 from dynftrace_emu.bench.modes import MODES
@@ -111,21 +111,46 @@ def test_a_reference_counts_from_the_first_iteration(lab) -> None:
 
 def test_functions_that_a_workload_calls_are_told_from_the_others(lab) -> None:
     choice = choose(lab, small_plan(lab), "compute")
-    assert "compute_step" in choice.called
+    assert choice.calls["compute_step"] > 10
     assert "leaf_mix" in choice.not_called
-    assert not set(choice.called) & set(choice.not_called)
+    assert not set(choice.calls) & set(choice.not_called)
     assert choose(lab, small_plan(lab), "compute") == choice  # a baseline of counts relies on it
 
 
+@pytest.mark.parametrize(
+    ("calls", "expected"),
+    [
+        ({"a": 50, "b": 30, "c": 8, "d": 8, "e": 2, "f": 2}, "ce"),
+        ({"a": 98, "b": 1, "c": 1}, "bc"),
+        ({"a": 86, "b": 14}, "b"),
+        ({"a": 84, "b": 16}, "b"),
+        ({"a": 60, "b": 40}, "b"),
+        ({"a": 5}, "a"),
+        ({}, ""),
+        (dict.fromkeys("abcdefghijklmnopqrst", 3), "ab"),
+    ],
+)
+def test_a_tenth_is_of_the_calls_whatever_order_the_functions_have(calls, expected) -> None:
+    assert "".join(tenth(calls)) == expected
+    assert tenth(dict(reversed(calls.items()))) == tenth(calls)
+
+
+@pytest.mark.parametrize(("workload", "least"), [("default", 0.09), ("leaf", 0.005)])
+def test_the_tenth_of_a_workload_is_not_most_of_its_calls(lab, workload, least) -> None:
+    calls = choose(lab, small_plan(lab), workload).calls
+    share = sum(calls[name] for name in tenth(calls)) / sum(calls.values())
+    assert least < share < 0.11
+
+
 def test_filters_are_written_before_the_tracer() -> None:
-    choice = Choice(tuple(f"f{n}" for n in range(25)), ("g", "h"))
+    choice = Choice({"f0": 80, "f1": 12, "f2": 8}, ("g", "h"))
     assert choice.writes(BY_NAME["none"]) == ()
     assert choice.writes(BY_NAME["function"]) == ("current_tracer=function",)
     assert choice.writes(BY_NAME["graph"]) == ("current_tracer=function_graph",)
     tracer = "current_tracer=function"
     assert choice.writes(BY_NAME["function-one"]) == ("set_ftrace_filter=g", tracer)
-    assert choice.writes(BY_NAME["function-tenth"]) == ("set_ftrace_filter=f0 f10 f20", tracer)
-    everything = Choice(("f",), ())
+    assert choice.writes(BY_NAME["function-tenth"]) == ("set_ftrace_filter=f1", tracer)
+    everything = Choice({"f": 1}, ())
     assert not everything.allows(BY_NAME["function-one"])
     assert everything.allows(BY_NAME["function"])
 
