@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from math import isfinite
 from statistics import median
 from typing import Any
 
@@ -128,7 +129,7 @@ class Result:
                 notes=document["notes"],
                 complete=document["complete"],
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise BenchError(f"{name} is damaged: {type(error).__name__} {error}") from None
 
 
@@ -144,4 +145,8 @@ def _figure_from_json(plain: dict[str, Any]) -> Figure:
         raise ValueError("a figure without values")
     names = ("kind", "subject", "quantity", "unit", "workload")
     texts = {name: str(plain[name]) for name in names}
-    return Figure(values=values, exact=bool(plain["exact"]), **texts)
+    figure = Figure(values=values, exact=bool(plain["exact"]), **texts)
+    for value in values:
+        if not isfinite(value) or (figure.quantity == "ratio" and value <= 0):
+            raise ValueError(f"{figure.id} cannot be {value:g}")
+    return figure

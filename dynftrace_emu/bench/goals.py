@@ -90,6 +90,6 @@ def outcomes(result: Result) -> Iterator[Outcome]:
             continue
         figure = result.find(goal.figure)
         over = result.find(goal.over) if goal.over else None
-        if figure is None or (goal.over and over is None):
-            continue
+        if figure is None or (goal.over and (over is None or over.median <= 0)):
+            continue  # a cost below the noise divides nothing
         yield Outcome(goal, figure.median / over.median if over is not None else figure.median)

@@ -203,6 +203,6 @@ def _add_growth(result: Result) -> None:
     for name in ("patch", "enable", "disable"):
         small = result.find(f"{KIND}/{_SMALL}/{name}_per_site")
         large = result.find(f"{KIND}/{_LARGE}/{name}_per_site")
-        if small is not None and large is not None:
+        if small is not None and large is not None and small.median > 0:
             values = tuple(value / small.median for value in large.values)
             result.figures.append(Figure(KIND, _LARGE, f"{name}_growth", "x", values))

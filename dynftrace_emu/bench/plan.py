@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dynftrace_emu.bench.modes import MODES, YARDSTICK, Mode
@@ -43,6 +43,7 @@ class Plan:
 
     :param rounds: of modes, vCPUs and recording.
     :param sizes: of ``patching``: functions, and how many rounds of each.
+    :param chosen: what it was restricted to: the names given to ``only``, ``modes``, ``workloads``.
     """
 
     image: str
@@ -55,6 +56,7 @@ class Plan:
     vcpus: tuple[int, ...]
     warm_up_s: float
     window_s: float
+    chosen: dict[str, list[str]] = field(default_factory=dict)
 
     def settings(self) -> dict[str, Any]:
         """For the document."""
@@ -81,6 +83,7 @@ def make_plan(
     if rounds is not None and not 1 <= rounds <= _MAX_ROUNDS:
         raise OptionError(f"--rounds {rounds}: 1 to {_MAX_ROUNDS} allowed")
     kinds = _chosen("--only", only, KINDS)
+    _check_used(kinds, modes, workloads)
     chosen = set(_chosen("--mode", modes, [mode.name for mode in MODES])) | {YARDSTICK.name}
     default_rounds = 2 if quick else 11
     return Plan(
@@ -94,6 +97,7 @@ def make_plan(
         vcpus=VCPUS[:2] if quick else VCPUS,
         warm_up_s=0.08 if quick else 0.12,
         window_s=0.12 if quick else 0.2,
+        chosen=_restrictions(only, modes, workloads),
     )
 
 
@@ -121,7 +125,29 @@ def _plan_program(
         vcpus=(1,),
         warm_up_s=0.0,
         window_s=0.0,
+        chosen=_restrictions(only, modes, workloads),
     )
+
+
+def _restrictions(*names: Collection[str]) -> dict[str, list[str]]:
+    return {
+        option: sorted(given)
+        for option, given in zip(("only", "modes", "workloads"), names, strict=True)
+        if given
+    }
+
+
+def _check_used(kinds: Sequence[str], modes: Collection[str], workloads: Collection[str]) -> None:
+    """:raises OptionError: a name is given that none of the measurements uses."""
+    only = f"is not used by --only {', '.join(kinds)}"
+    hooks = {mode.name for mode in MODES if mode.hook is not None}
+    for mode in modes:
+        if not {"modes", "instructions"} & set(kinds) or (mode in hooks and "modes" not in kinds):
+            raise OptionError(f"--mode {mode} {only}")
+    if workloads and not _runs_image(kinds):
+        raise OptionError(f"--workload {min(workloads)} {only}")
+    if len(set(workloads)) > 1 and not {"modes", "instructions"} & set(kinds):
+        raise OptionError("--only vcpus measures one --workload")
 
 
 def _runs_image(kinds: Iterable[str]) -> bool:

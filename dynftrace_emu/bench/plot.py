@@ -21,6 +21,7 @@ FORMATS = (".svg", ".png")
 _WHAT = {mode.name: mode.what for mode in MODES}
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7")  # told apart whatever one's sight is
 _DPI = 120
+_PAD = 0.15  # inches around all that is drawn
 _BAR = 0.8
 _CURVES = (
     ("patch", "pause: patch all", "-"),
@@ -63,7 +64,7 @@ def plot(result: Result, path: Path) -> None:
         parts = picture.subfigures(len(panels), 1, squeeze=False, height_ratios=heights)
         for (_, draw), part in zip(panels, parts[:, 0], strict=True):
             draw(part)
-        picture.savefig(path, dpi=_DPI)
+        picture.savefig(path, dpi=_DPI, bbox_inches="tight", pad_inches=_PAD)
 
 
 Panel = tuple[float, "Callable[[Any], None]"]

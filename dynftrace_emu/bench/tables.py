@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     from dynftrace_emu.bench.figures import Figure, Result
     from dynftrace_emu.bench.goals import Outcome
 
-__all__ = ["Table", "markdown", "ratio_text", "tables"]
+__all__ = ["UNFINISHED", "Table", "markdown", "ratio_text", "tables"]
 
+UNFINISHED = "It was not finished: these are the rounds that were done."
 _DASH = "-"
+_NOISE = "< noise"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,11 @@ def ratio_text(value: float) -> str:
     return f"{value:.3f}" if value < 2 else _number(value)
 
 
+def _cost(value: float, *, exact: bool = False) -> str:
+    """A difference of two measurements: it cannot be negative, but for their noise."""
+    return _NOISE if value < 0 and not exact else _number(value)
+
+
 def _range(figure: Figure) -> str:
     return f"{ratio_text(figure.low)} - {ratio_text(figure.high)}"
 
@@ -81,7 +88,7 @@ class _Cells:
 
     def median(self, subject: str, quantity: str) -> str:
         figure = self.get(subject, quantity)
-        return _DASH if figure is None else _number(figure.median)
+        return _DASH if figure is None else _cost(figure.median, exact=figure.exact)
 
 
 def _modes(result: Result, workload: str) -> Table:
@@ -246,7 +253,8 @@ def _record(result: Result) -> Table:
     rows = []
     for figure in result.of("record", "added"):
         name = what.get(figure.subject, figure.subject)
-        rows.append((name, _number(figure.median), _range(figure)))
+        low, high = _cost(figure.low), _cost(figure.high)
+        rows.append((name, _cost(figure.median), f"{low} - {high}"))
     return Table("What a call costs before it is patched", ("", "ns", "min - max"), tuple(rows))
 
 
@@ -258,13 +266,16 @@ def _goals(goals: Sequence[Outcome]) -> Table:
         show = ratio_text if goal.unit == "x" else _number
         bound = f"{'>=' if goal.at_least else '<='} {goal.bound:g}{unit}"
         verdict = "yes" if outcome.reached else "no"
-        rows.append((goal.what, bound, f"{show(outcome.value)}{unit}", verdict))
+        measured = _NOISE if outcome.value < 0 else f"{show(outcome.value)}{unit}"
+        rows.append((goal.what, bound, measured, verdict))
     return Table("Goals", ("figure", "goal", "measured", "reached"), tuple(rows))
 
 
 def markdown(result: Result) -> str:
     """All tables for a Markdown file, with where and with what they were made."""
     parts = [_made_with(result)]
+    if not result.complete:
+        parts.append(UNFINISHED)
     for table in tables(result):
         parts.append(f"### {table.title}")
         parts.append("\n".join(_markdown_rows(table)))

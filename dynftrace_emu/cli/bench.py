@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from dynftrace_emu.cli.options import image_argument
+from dynftrace_emu.errors import OptionError
 
 if TYPE_CHECKING:
     from dynftrace_emu.bench.figures import Result
@@ -45,7 +48,7 @@ _INPUT = click.Path(exists=True, dir_okay=False, path_type=Path)
     "--markdown", type=_OUTPUT, help="Put the tables into a file, between its two marker lines."
 )
 @click.option("--from", "from_file", type=_INPUT, help="Measure nothing: show this JSON document.")
-@click.option("--compare", type=_INPUT, help="Say what moved since; exit 1 if a ratio is worse.")
+@click.option("--compare", type=_INPUT, help="Say what moved since; exit 1 if worse.")
 @click.option(
     "--by",
     type=click.Choice(["instructions", "time"]),
@@ -82,10 +85,13 @@ def bench(
     if list_all:
         _list()
         return 0
+    _check_options(from_file, compare, tolerance)
     check_outputs(json_file, plot_file, markdown)
     old = None if compare is None else _read(compare)
     if from_file is not None:
         result, failure, interrupted = _read(from_file), None, False
+        if not result.figures:
+            raise OptionError(f"--from {from_file}: it holds no figures")
     else:
         result, failure, interrupted = _measure(image, chosen)
     if json_file == Path("-"):
@@ -100,6 +106,28 @@ def bench(
     if old is not None:
         return _compare(old, result, by, tolerance, err=json_file == Path("-"))
     return 0
+
+
+def _check_options(from_file: Path | None, compare: Path | None, tolerance: float | None) -> None:
+    """:raises OptionError: an option would be ignored, or is no number."""
+    context = click.get_current_context()
+    given = {
+        parameter.name: parameter.human_readable_name
+        if isinstance(parameter, click.Argument)
+        else max(parameter.opts, key=len)
+        for parameter in context.command.params
+        if context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
+    }
+    if from_file is not None:
+        for name in ("image", "quick", "only", "modes", "workloads", "rounds"):
+            if name in given:
+                raise OptionError(f"{given[name]} is of no use with --from, which measures nothing")
+    if compare is None:
+        for name in ("by", "tolerance"):
+            if name in given:
+                raise OptionError(f"{given[name]} is of no use without --compare")
+    if tolerance is not None and not math.isfinite(tolerance):
+        raise OptionError(f"--tolerance {tolerance}: a number of percent is needed")
 
 
 def _measure(image: str, chosen: dict[str, Any]) -> tuple[Result, DynftraceError | None, bool]:
@@ -134,21 +162,24 @@ def _read(path: Path) -> Result:
 
     try:
         document = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BenchError(f"{path} cannot be read: {error}") from None
     return Result.from_json(document, str(path))
 
 
 def _compare(old: Result, new: Result, by: str, tolerance: float | None, *, err: bool) -> int:
-    """Say what moved; 1 if a ratio became worse."""
+    """Say what moved; 1 if a ratio became worse, or is missing."""
     from dynftrace_emu.bench.compare import compare
 
     if tolerance is None:
         tolerance = 0.0 if by == "instructions" else 10.0
     comparison = compare(old, new, by, tolerance)
+    for result, which in ((old, "old"), (new, "new")):
+        if not result.complete:
+            click.echo(f"the {which} result was not finished: figures may be missing", err=True)
     for line in comparison.lines():
         click.echo(line, err=err)
-    return 1 if any(comparison.worse()) else 0
+    return 1 if comparison.failed else 0
 
 
 def _list() -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from dynftrace_emu.errors import OptionError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
     from types import TracebackType
 
@@ -22,11 +23,13 @@ if TYPE_CHECKING:
     from dynftrace_emu.bench.figures import Result
     from dynftrace_emu.bench.tables import Table
 
-__all__ = ["BEGIN", "END", "Progress", "check_outputs", "show", "write"]
+__all__ = ["BEGIN", "END", "Progress", "check_outputs", "rich_table", "show", "write"]
 
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 """The lines of a Markdown file between which the tables go."""
 _WIDTH = 120  # of tables that go into a file or a pipe
+_TEXT, _LEAST_TEXT = 16, 6  # how narrow the first column becomes, before headings do and at last
+_HEADING = 6  # how narrow a heading becomes as long as a range is whole
 
 
 class Progress(AbstractContextManager["Progress"]):
@@ -107,30 +110,72 @@ def show(result: Result) -> None:
     """The tables, on stdout."""
     from rich.console import Console
 
-    from dynftrace_emu.bench.tables import tables
+    from dynftrace_emu.bench.tables import UNFINISHED, tables
 
     console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
     for table in tables(result):
-        console.print(_rich(table))
+        console.print(rich_table(table, console.width), crop=False)
         if table.note:
             console.print(table.note, style="dim")
         console.print()
     for note in result.notes:
         click.echo(note)
     if not result.complete:
-        click.echo("It was not finished: these are the rounds that were done.")
+        click.echo(UNFINISHED)
 
 
-def _rich(table: Table) -> RichTable:
+def rich_table(table: Table, room: int) -> RichTable:
+    """The table, at most ``room`` wide unless its numbers need more."""
     from rich import box
     from rich.table import Table as RichTable
 
-    drawn = RichTable(title=table.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for index, column in enumerate(table.columns):
-        drawn.add_column(column, justify="right" if index else "left", no_wrap=True)
+    drawn = RichTable(
+        title=table.title,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        show_edge=False,
+        collapse_padding=True,
+    )
+    between = 2 * len(table.columns) - 1
+    widths = _widths(table, room - between)
+    for index, (column, width) in enumerate(zip(table.columns, widths, strict=True)):
+        justify: Literal["left", "right"] = "right" if index else "left"
+        drawn.add_column(column, justify=justify, width=width, overflow="fold")
     for row in table.rows:
         drawn.add_row(*row)
+    drawn.width = sum(widths) + between
     return drawn
+
+
+def _widths(table: Table, room: int) -> list[int]:
+    """Of each column. First text becomes narrower, then headings, then ranges are split.
+
+    A number never is, whatever ``room`` there is.
+    """
+    columns = list(zip(*table.rows, strict=True))
+    cells = [max(map(len, column)) for column in columns]
+    headed = [max(cell, _HEADING) for cell in cells]
+    halves = [_longest_word(cell.replace(" -", "_-") for cell in column) for column in columns]
+    words = [_longest_word(column) for column in columns]
+    widths = [max(cell, len(name)) for cell, name in zip(cells, table.columns, strict=True)]
+    text = min(widths[0], _TEXT)
+    stages = (
+        [text, *widths[1:]],
+        [text, *headed[1:]],
+        [text, *halves[1:]],
+        [min(text, _LEAST_TEXT), *halves[1:]],
+        [min(text, _LEAST_TEXT), *words[1:]],
+    )
+    for stage in stages:
+        for index, floor in enumerate(stage):
+            excess = max(0, sum(widths) - room)
+            widths[index] -= min(excess, max(0, widths[index] - floor))
+    return widths
+
+
+def _longest_word(cells: Iterable[str]) -> int:
+    return max(len(word) for cell in cells for word in cell.split())
 
 
 def write(

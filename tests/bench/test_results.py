@@ -38,6 +38,10 @@ def test_a_stored_result_is_read_as_it_was() -> None:
         (lambda d: d["figures"].append(5), "is damaged: TypeError"),
         (lambda d: d["figures"][0].update(values=[]), "is damaged: ValueError"),
         (lambda d: d["figures"][0].update(values=["fast"]), "is damaged: ValueError"),
+        (lambda d: d["figures"][0].update(values=[0]), "is damaged: .*/none/ratio cannot be 0"),
+        (lambda d: d["figures"][0].update(values=[float("nan")]), "is damaged: .* cannot be nan"),
+        (lambda d: d["figures"][1].update(values=[float("inf")]), "is damaged: .* cannot be inf"),
+        (lambda d: d["figures"][1].update(values=[10**400]), "is damaged: OverflowError"),
     ],
 )
 def test_what_is_no_stored_result_is_refused(change, message) -> None:
@@ -76,6 +80,16 @@ def test_a_goal_may_be_of_two_figures() -> None:
     outcome = found["the same / Python hook on entries"]
     assert outcome.value == pytest.approx(0.14)
     assert not outcome.reached
+
+
+def test_a_cost_below_the_noise_divides_nothing() -> None:
+    for base in (0.0, -3.0):
+        figures = {
+            "modes/default/function/added": (7.0,),
+            "modes/default/hook-entry/added": (base,),
+        }
+        (outcome,) = outcomes(result_of(figures))
+        assert outcome.goal.what == "function tracer, added an event"
 
 
 def test_goals_of_what_was_not_measured_are_not_shown() -> None:
@@ -148,9 +162,43 @@ def test_what_only_one_of_them_has_is_said() -> None:
     new = dict(OLD)
     del new["instructions/leaf/function/ratio"]
     new["instructions/default/static/ratio"] = (1.1,)
-    lines = list(compare(result_of(OLD), result_of(new), "instructions", 0).lines())
-    assert "not measured now: instructions/leaf/function" in lines
+    comparison = compare(result_of(OLD), result_of(new), "instructions", 0)
+    lines = list(comparison.lines())
+    assert "missing now: instructions/leaf/function" in lines
     assert "not measured then: instructions/default/static" in lines
+    assert lines[-1].endswith("0 worse, 1 missing")
+    assert comparison.failed
+
+
+@pytest.mark.parametrize(
+    ("settings", "failed"),
+    [
+        ({"chosen": {}}, True),
+        ({"chosen": {"workloads": ["leaf"], "modes": ["function"]}}, True),
+        ({"chosen": {"workloads": ["default"]}}, False),
+        ({"chosen": {"modes": ["graph"]}}, False),
+        ({"chosen": {"only": ["modes"]}}, False),
+        ({"chosen": {}, "modes": ["none", "graph"]}, True),  # the mode is not known any more
+        ({"workloads": ["default"]}, False),  # an older document
+    ],
+)
+def test_what_was_to_be_measured_and_is_missing_fails(settings, failed) -> None:
+    new = result_of({k: v for k, v in OLD.items() if k != "instructions/leaf/function/ratio"})
+    new.settings = settings
+    comparison = compare(result_of(OLD), new, "instructions", 0)
+    assert comparison.failed is failed
+    assert comparison.missing + comparison.only_old == ("instructions/leaf/function/ratio",)
+
+
+def test_what_is_not_of_the_same_thing_is_not_compared() -> None:
+    old, new = result_of(OLD), result_of(OLD)
+    new.settings = {"window_s": 0.1}
+    assert not compare(old, new, "instructions", 0).failed
+    with pytest.raises(BenchError, match=r"window_s was None then and is 0\.1 now"):
+        compare(old, new, "time", 0)
+    new.image = "synthetic:200"
+    with pytest.raises(BenchError, match="image was mini-kernel then and is synthetic:200 now"):
+        compare(old, new, "instructions", 0)
 
 
 def test_nothing_in_common_is_an_error_not_a_success() -> None:

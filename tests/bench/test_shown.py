@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from dynftrace_emu.bench.plot import plot
-from dynftrace_emu.bench.tables import markdown, tables
+from dynftrace_emu.bench.tables import UNFINISHED, markdown, tables
 from dynftrace_emu.errors import OptionError
 from dynftrace_emu.export.missing_extra import MissingExtraError
 from tests.bench.conftest import EVERYTHING, result_of
@@ -65,6 +65,45 @@ def test_markdown_says_where_it_was_measured_and_holds_every_table() -> None:
     assert text.count("\n### ") == 8
     assert "| patched-jmp | 1.020 | 1.010 - 1.050 | 110 | - | - |" in text
     assert text.endswith("- left out\n")
+
+
+def test_markdown_of_what_was_not_finished_says_so() -> None:
+    result = result_of(EVERYTHING)
+    assert "not finished" not in markdown(result)
+    result.complete = False
+    assert markdown(result).split("\n\n")[1] == UNFINISHED
+
+
+def test_a_negative_cost_is_noise_unless_it_is_exact() -> None:
+    result = result_of(
+        {
+            "modes/leaf/none/ratio": (1.0,),
+            "modes/leaf/none/added": (-2.0,),
+            "instructions/leaf/none/ratio": (1.0,),
+            "instructions/leaf/none/added": (-2.0,),
+            "record/hit/added": (-5.0, -3.0, 4.0),
+            "modes/default/none/ratio": (1.0,),
+            "modes/default/function/ratio": (1.0,),
+            "modes/default/function/added": (-1.0,),
+        }
+    )
+    leaf, _, instructions, record, goals = tables(result)
+    assert leaf.rows[0][-1] == "< noise"
+    assert instructions.rows[0][-1] == "-2.00"
+    assert record.rows[0][1:] == ("< noise", "< noise - 4.00")
+    assert goals.rows[0][2] == "< noise"
+    assert result.to_json()["figures"][1]["values"] == [-2.0]
+
+
+def test_labels_do_not_touch_the_edge_of_a_picture(tmp_path) -> None:
+    from matplotlib.image import imread
+
+    path = tmp_path / "x.png"
+    figures = {"modes/leaf/none/ratio": (1,), "modes/leaf/function-one/ratio": (2, 3)}
+    plot(result_of(figures), path)
+    picture = imread(path)
+    for edge in (picture[:12], picture[-12:], picture[:, :12], picture[:, -12:]):
+        assert (edge == 1).all()
 
 
 def test_a_picture_names_axes_units_and_modes(tmp_path) -> None:

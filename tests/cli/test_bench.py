@@ -7,10 +7,13 @@ import os
 import pty
 import signal
 import subprocess
+from io import StringIO
 
 import pytest
+from rich.console import Console
 
-from dynftrace_emu.cli.bench_output import BEGIN, END
+from dynftrace_emu.bench.tables import tables
+from dynftrace_emu.cli.bench_output import BEGIN, END, rich_table
 from tests.bench.conftest import EVERYTHING, result_of
 from tests.cli.conftest import COMMAND
 
@@ -76,6 +79,39 @@ def test_compare_exits_1_where_a_ratio_became_worse(cli, stored) -> None:
     assert cli("bench", "--from", new, "--compare", old, "--by", "time").code == 0
 
 
+def test_compare_exits_1_where_a_ratio_is_missing_and_says_who_was_not_finished(
+    cli, stored, tmp_path
+) -> None:
+    kept = {k: v for k, v in EVERYTHING.items() if k != "instructions/default/function/ratio"}
+    old, new = stored("old.json", EVERYTHING), tmp_path / "new.json"
+    document = result_of(kept).to_json()
+    new.write_text(json.dumps({**document, "complete": False}))
+    result = cli("bench", "--from", str(new), "--compare", old)
+    assert result.code == 1
+    assert "missing now: instructions/default/function" in result.out
+    assert result.err == "the new result was not finished: figures may be missing\n"
+
+
+@pytest.mark.parametrize("columns", [30, 45, 60, 80])
+def test_a_narrow_terminal_cuts_no_number(columns) -> None:
+    figures = {
+        "modes/default/hook-instruction/ratio": (200.0, 217.0, 242.0),
+        "modes/default/hook-instruction/time": (31_999.0,),
+        "modes/default/hook-instruction/events": (69_721.0,),
+        "modes/default/hook-instruction/added": (3_625.0,),
+        "modes/default/patched-jmp/ratio": (1.011, 1.022, 1.053),
+    }
+    table = next(tables(result_of(figures)))
+    drawn = rich_table(table, columns)
+    assert drawn.width <= max(columns, 45)
+    console = Console(width=columns, file=StringIO(), color_system=None)
+    console.print(drawn, crop=False)
+    shown = console.file.getvalue()
+    assert "…" not in shown
+    for number in ("217", "242", "31,999", "69,721", "3,625", "1.022", "1.011", "1.053"):
+        assert number in shown.split()
+
+
 def test_compare_beside_json_on_stdout_goes_to_stderr(cli, stored) -> None:
     old = stored("old.json", EVERYTHING)
     result = cli("bench", "--from", stored("new.json", WORSE), "--compare", old, "--json", "-")
@@ -112,12 +148,37 @@ def test_markdown_goes_between_the_marker_lines(cli, stored, tmp_path) -> None:
         (["--compare", "list.json"], "list.json is no document of bench --json"),
         (["--compare", "missing.json"], "missing.json"),
         (["--tolerance", "-1"], "-1"),
+        (["--tolerance", "1"], "--tolerance is of no use without --compare"),
+        (["--by", "instructions"], "--by is of no use without --compare"),
+        (["--compare", "good.json", "--tolerance", "nan"], "--tolerance nan"),
+        (["--compare", "good.json", "--tolerance", "inf"], "--tolerance inf"),
+        (["--from", "good.json", "--compare", "zero.json"], "zero.json is damaged"),
+        (["--from", "zero.json"], "zero.json is damaged"),
+        (["--from", "empty.json"], "empty.json: it holds no figures"),
+        (["--from", "good.json", "--quick"], "--quick is of no use with --from"),
+        (["--from", "good.json", "--only", "modes"], "--only is of no use with --from"),
+        (["--from", "good.json", "--mode", "none"], "--mode is of no use with --from"),
+        (["--from", "good.json", "--workload", "leaf"], "--workload is of no use with --from"),
+        (["--from", "good.json", "--rounds", "1"], "--rounds is of no use with --from"),
+        (["--from", "good.json", "mini-kernel"], "IMAGE is of no use with --from"),
+        (["--only", "vcpus", "--mode", "graph"], "--mode graph is not used by --only vcpus"),
+        (
+            ["--only", "instructions", "--mode", "hook-entry"],
+            "--mode hook-entry is not used by --only instructions",
+        ),
+        (
+            ["--only", "record", "--workload", "leaf"],
+            "--workload leaf is not used by --only record",
+        ),
         (["tiny.S"], "tiny.S has no workload whose iterations can be counted"),
     ],
 )
 def test_wrong_use_is_one_line_and_exit_2(cli, tmp_path, arguments, message) -> None:
     (tmp_path / "plain.md").write_text("# A page\n")
     (tmp_path / "list.json").write_text("[]")
+    zero = {**EVERYTHING, "modes/leaf/none/ratio": (0.0,)}
+    for name, figures in (("good", EVERYTHING), ("zero", zero), ("empty", {})):
+        (tmp_path / f"{name}.json").write_text(json.dumps(result_of(figures).to_json()))
     (tmp_path / "tiny.S").write_text('.include "linkage.inc"\nENTRY startup_64\n hlt\n')
     result = cli("bench", *arguments)
     assert result.code == 2
