@@ -29,6 +29,7 @@ BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 """The lines of a Markdown file between which the tables go."""
 _WIDTH = 120  # of tables that go into a file or a pipe
 _TEXT, _LEAST_TEXT = 16, 6  # how narrow the first column becomes, before headings do and at last
+_LEAST_NUMBER = 5  # how narrow any other does, as headings are above them
 _HEADING = 6  # how narrow a heading becomes as long as a range is whole
 
 
@@ -175,7 +176,7 @@ def _widths(table: Table, room: int) -> list[int]:
 
 
 def _longest_word(cells: Iterable[str]) -> int:
-    return max(len(word) for cell in cells for word in cell.split())
+    return max(_LEAST_NUMBER, *(len(word) for cell in cells for word in cell.split()))
 
 
 def write(
