@@ -118,6 +118,7 @@ def _style(image: KernelImage) -> dict[str, Any]:
             "sites": len(table.sites),
             "unlisted": [f"{site:#x}" for site in sites.unlisted],
         },
+        "returns_by_iret": [f"{site:#x}" for site in image.iret_sites.tolist()],
         "ignored": [{"address": f"{i.address:#x}", "reason": i.reason} for i in sites.ignored],
     }
 
@@ -128,6 +129,12 @@ def _style_lines(contents: dict[str, Any]) -> Iterator[str]:
     yield f"Compiled with: {contents['style'] or 'nothing that makes call sites'}"
     if contents["mcount_guessed"]:
         yield "No symbol says where mcount is: it was worked out from its callers."
+    for site in contents["call_sites"]:
+        if site["address"] in contents["returns_by_iret"]:
+            yield (
+                f"{_named(site['function'], '')} returns by iret: function_graph and the profiler "
+                "leave it out"
+            )
     table = contents["table"]
     if table is None:
         yield "No table lists the sites: they are found as they run, or by disassembly."

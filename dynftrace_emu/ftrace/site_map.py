@@ -2,7 +2,8 @@
 
 The map is a shadow of the text, ``FTRACE_MAP_OFFSET`` behind it: so far from a site's first four
 bytes lies its word. A call is five bytes, so no two share a word. Guest code reads it;
-the host writes it, together with the text and in the same stop.
+the host writes it, together with the text and in the same stop. As long as a site is not known its
+word says who must not have it: whoever hooks returns, where a function returns by iret.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["SiteMap"]
 
 _KNOWN = np.uint32(1 << TraceBit.KNOWN)
+_HOOKS_RETURN = np.uint32(1 << TraceBit.GRAPH | 1 << TraceBit.PROFILE)
 
 
 class SiteMap:
@@ -31,6 +33,7 @@ class SiteMap:
         words = (self.text_end - self.text_start + 3) // 4
         start = self.text_start // 4 * 4 + FTRACE_MAP_OFFSET
         self._words = kernel.machine.memory.view(start, "<u4", words)
+        self._words[self._index(kernel.image.iret_sites)] = _HOOKS_RETURN
 
     def set(self, sites: NDArray[np.uint64], bits: NDArray[np.uint32]) -> None:
         """These sites are known, and wanted by ``bits``."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import contextmanager
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
 
@@ -196,9 +197,9 @@ class Tracing:
             if array.tracer == "function":
                 hashes[array.bit] = array.hash
         if top.tracer == "function_graph":
-            hashes[TraceBit.GRAPH] = top.hash
+            hashes[TraceBit.GRAPH] = self._of_hookable(top.hash)
         if self.profile.enabled:
-            hashes[TraceBit.PROFILE] = top.hash
+            hashes[TraceBit.PROFILE] = self._of_hookable(top.hash)
         if self.stack_tracer.enabled:
             hashes[TraceBit.STACK] = self.stack_tracer.hash
         probes = self._probes()
@@ -210,6 +211,11 @@ class Tracing:
             TraceBit.GRAPH_NOTRACE: (int(TraceBit.GRAPH), self.graph.notrace),
         }
         return Listeners(hashes, marks)
+
+    def _of_hookable(self, chosen: OpsHash) -> OpsHash:
+        """Without functions that return by iret: they have no return address to hook."""
+        irets = self.kernel.image.iret_sites
+        return replace(chosen, notrace=np.union1d(chosen.notrace, irets)) if len(irets) else chosen
 
     def _probes(self) -> list[FunctionProbe]:
         return [probe for array in self.arrays() for probe in array.probes]

@@ -280,6 +280,17 @@ class KernelImage:
         sites = [at for at, target in self.scan.calls if target == mcount]
         return np.array(sorted(sites), dtype=np.uint64)
 
+    @cached_property
+    def iret_sites(self) -> NDArray[np.uint64]:
+        """Call sites of functions that return by iret, ascending.
+
+        What lies where others have their return address is a word of an interrupt's frame.
+        """
+        handlers = self.functions_at(np.array(self.scan.irets, dtype=np.uint64))
+        index = self.functions_at(self.call_sites)
+        sites: NDArray[np.uint64] = self.call_sites[(index >= 0) & np.isin(index, handlers)]
+        return sites
+
     @property
     def table_sites(self) -> NDArray[np.uint64]:
         """Those that the image itself lists in a table, ascending; ours have none."""

@@ -424,7 +424,8 @@ __ftrace_unknown_section:
         mov eax, [rax + FTRACE_MAP_OFFSET]
         test al, TRACE_KNOWN
         jnz ftrace_wanted
-        mov eax, [rip + ftrace_unknown_ops]
+        not eax                         # of a site that is not known: who must not have it
+        and eax, [rip + ftrace_unknown_ops]
         and rax, gs:[PCPU_TRACE_MASK]
         jz .Lnobody
         jmp .Lwanted

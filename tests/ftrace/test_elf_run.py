@@ -381,3 +381,54 @@ def test_a_call_that_does_not_return_in_time_is_told(tmp_path):
     run = Run(RunOptions(str(path), call="main()", seconds=0.01))
     run.execute()
     assert run.violations() == ["main() has not returned after 0.01 s (--seconds)"]
+
+
+HANDLERS = r"""
+typedef unsigned long u64;
+struct gate { unsigned short low, selector, type, middle; unsigned high, zero; };
+static struct gate idt[256];
+struct frame { u64 ip, cs, flags, sp, ss; };
+volatile int hits;
+__attribute__((noinline)) void hit(int by) { hits += by; }
+__attribute__((interrupt)) void on_int(struct frame *f) { hit(1); }
+__attribute__((interrupt)) void on_fault(struct frame *f, u64 code)
+{ hit(10 + (int)code); f->ip += 2; }
+static void set(int vector, void *handler)
+{
+	u64 a = (u64)handler;
+	unsigned short cs;
+	__asm__("mov %%cs, %0" : "=r"(cs));
+	idt[vector] = (struct gate){a, cs, 0x8e00, a >> 16, a >> 32, 0};
+}
+int main(void)
+{
+	struct { unsigned short limit; u64 base; } __attribute__((packed)) idtr = {4095, (u64)idt};
+	set(0x80, on_int);
+	set(14, on_fault);
+	__asm__ volatile("lidt %0" : : "m"(idtr));
+	for (int i = 0; i < 3; i++)
+		__asm__ volatile("int $0x80");
+	__asm__ volatile(".byte 0x89, 0x07" : : "D"(0x10L) : "memory"); /* mov [rdi], eax */
+	return hits;
+}
+"""
+
+
+@pytest.mark.parametrize("discover", ["runtime", "scan"])
+@pytest.mark.parametrize("style", ["mcount", "fentry"])
+@pytest.mark.parametrize("tracer", ["current_tracer=function_graph", "function_profile_enabled=1"])
+def test_functions_that_return_by_iret_have_no_return_to_hook(tmp_path, tracer, style, discover):
+    """What lies at their frame's top is an interrupted RIP, or an error code."""
+    path = compile_c(tmp_path, HANDLERS, STYLES[style])
+    run = execute(path, discover=discover, set=(tracer,))
+    assert run.kernel.returned == 3 + 12
+    file = "trace" if "graph" in tracer else "trace_stat/function0"
+    text = shown(run, file)
+    assert len(re.findall(r"\bhit\(\);", text)) == 4 or re.search(r"\bhit +4 ", text)
+    assert "on_int" not in text
+    assert "on_fault" not in text
+
+
+def test_the_function_tracer_shows_what_returns_by_iret(tmp_path):
+    run = execute(compile_c(tmp_path, HANDLERS, "-pg"), set=("current_tracer=function",))
+    assert [name for name, _ in calls_shown(run)].count("on_int") == 3
