@@ -8,7 +8,7 @@ import pytest
 
 from dynftrace_emu.errors import ImageError
 from dynftrace_emu.kernel.elf.image import load_elf
-from tests.elf_builds import BARE, STYLES, WITH_TABLE, compile_c, compile_object, run
+from tests.elf_builds import BARE, START, STYLES, WITH_TABLE, compile_c, compile_object, run
 
 PROGRAM = """
 static volatile int g;
@@ -215,3 +215,33 @@ def test_an_image_without_call_sites_can_be_looked_at(tmp_path):
     assert not image.sites.style
     assert {"main", "middle", "leaf"} <= {f.name for f in image.functions}
     assert not len(image.call_sites)
+
+
+DELAY = """
+int delay(int n)
+{ do { __asm__ volatile("nop\\nnop\\nnop\\nnop\\nnop"); } while (--n); return 7; }
+"""
+
+
+@pytest.mark.parametrize("rest", ["", "int main(void) { return delay(3); }"])
+@pytest.mark.parametrize("stripped", [False, True], ids=["symbols", "stripped"])
+def test_nops_of_the_programs_own_are_no_part_of_a_site(tmp_path, rest, stripped):
+    """The loop goes back to behind the two nops that gcc was told to make."""
+    start = START if rest else START.replace("jmp main", "jmp delay")
+    flags = "-Os -fpatchable-function-entry=2"
+    path = compile_c(tmp_path, DELAY + rest, flags, start=start)
+    if stripped:
+        run("strip", path)
+    image = load(path)
+    assert not len(image.call_sites)
+    assert {ignored.reason.split()[0] for ignored in image.sites.ignored} == {"2"}
+
+
+def test_own_nops_behind_enough_of_the_compilers_are_kept(tmp_path):
+    path = compile_c(
+        tmp_path, DELAY + "int main(void) { return delay(3); }", "-Os -fpatchable-function-entry=6"
+    )
+    image = load(path)
+    assert image.sites.style == "-fpatchable-function-entry=6"
+    assert functions_of(image, image.call_sites.tolist()) == {"main", "delay"}
+    assert {call.size for call in image.sites.calls} == {5}

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Call",
+    "branch_targets",
     "called_addresses",
     "calls_to",
     "direct_calls",
@@ -206,6 +207,21 @@ def called_addresses(text: ElfText) -> set[int]:
     for part in text.parts:
         found.update(a for a in np.unique(_direct(part)[1]).tolist() if text.part_at(a) is not None)
     return found
+
+
+def branch_targets(text: ElfText, start: int, end: int) -> list[int]:
+    """Where between ``start`` and ``end`` the function that begins with them branches to."""
+    part = text.part_at(start)
+    if part is None:
+        return []
+    following = bisect.bisect(text.likely_starts, start)
+    limit = min([part.end, *text.likely_starts[following : following + 1]])
+    found = []
+    for _, _, line in disassemble(text.read(start, limit - start) or b"", start):
+        name, _, operand = line.partition(" ")
+        if name.startswith(("j", "loop")) and operand.startswith("0x"):
+            found.append(int(operand, 16))
+    return [target for target in found if start < target < end]
 
 
 def _jump_targets(text: ElfText) -> set[int]:

@@ -19,6 +19,7 @@ from dynftrace_emu.errors import ImageError
 from dynftrace_emu.kernel.disassembly import CALL_SIZE, disassemble
 from dynftrace_emu.kernel.elf.calls import (
     Call,
+    branch_targets,
     calls_to,
     direct_calls,
     guess_target,
@@ -40,6 +41,7 @@ __all__ = ["CallSites", "Ignored", "SiteTable", "find_call_sites"]
 
 MCOUNT_LOC = "__mcount_loc"
 PATCHABLE = "__patchable_function_entries"
+_AGREED = 16  # functions
 _NOP5 = bytes.fromhex("0f1f440000")
 
 
@@ -234,6 +236,7 @@ def _patchable(text: ElfText, entries: NDArray[np.uint64]) -> CallSites:
     ignored: list[Ignored] = []
     shapes: Counter[tuple[int, int]] = Counter()
     in_front = _most_nops_in_front(text, entries)
+    runs: list[tuple[int, int, list[int]]] = []  # of each entry: M, where it begins, its nops
     for number, address in enumerate(entries.tolist()):
         reserved = _reserved(text, number, address)
         entry = text.entry_within(address, reserved)
@@ -241,20 +244,46 @@ def _patchable(text: ElfText, entries: NDArray[np.uint64]) -> CallSites:
             entry = address + min(in_front, reserved) if not text.has_symbols else address
         begin = skip_endbr(text, entry)
         nops = nops_at(text, begin)
+        runs.append((entry - address, begin, nops))
         shapes[entry - address + sum(nops), entry - address] += 1
-        size = _cover(nops)
+    (count, before), votes = _most_common(shapes)
+    for in_front, begin, nops in runs:
+        own = _given(text, begin, nops, count - in_front, agreed=votes >= _AGREED)
+        size = _cover(own)
         if size < CALL_SIZE:
-            reason = f"{sum(nops)} bytes of nops at its entry; a call takes {CALL_SIZE}"
+            reason = f"{sum(own)} bytes of nops at its entry; a call takes {CALL_SIZE}"
             ignored.append(Ignored(begin, reason))
         else:
             found[begin] = Call(begin, begin, size, 0)
     sites = tuple(found[site] for site in sorted(found))
     table = SiteTable(PATCHABLE, len(entries), tuple(sorted(found)))
     style = "-fpatchable-function-entry"
-    if shapes:
-        count, before = shapes.most_common(1)[0][0]
+    if count:
         style += f"={count},{before}" if before else f"={count}"
     return CallSites(style, True, sites, table, tuple(ignored))
+
+
+def _most_common(shapes: Counter[tuple[int, int]]) -> tuple[tuple[int, int], int]:
+    """N and M as most entries have them, the fewest of those that as many have; and how many."""
+    return min(shapes.items(), key=lambda item: (-item[1], item[0]), default=((0, 0), 0))
+
+
+def _given(text: ElfText, begin: int, nops: list[int], most: int, *, agreed: bool) -> list[int]:
+    """The nops at ``begin`` that are the compiler's: at most N, and the program branches to none.
+
+    Behind those there may be nops of the program's own.
+
+    :param agreed: so many functions have as many nops that none of those is the program's.
+    """
+    end = begin + min(sum(nops), most)
+    if not (agreed and sum(nops) <= most):
+        end = min([end, *branch_targets(text, begin, end)])
+    own: list[int] = []
+    for size in nops:
+        if begin + sum(own) + size > end:
+            break
+        own.append(size)
+    return own
 
 
 def _reserved(text: ElfText, number: int, address: int) -> int:
