@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dynftrace_emu.errors import ImageError
+from dynftrace_emu.kernel.ret_stacks import saved_return
 from dynftrace_emu.kernel.structs import (
     IMAGE_START,
     PCPU,
@@ -200,8 +201,16 @@ class GuestKernel:
             if raw is None:
                 break
             saved, ip = (int.from_bytes(raw[at : at + 8], "little") for at in (0, 8))
-            frames.append(ip)
+            frames.append(self._real_return(ip, rbp + 8))
             if saved <= rbp and self._stack(saved) is self._stack(rbp):
                 break  # frames only go up within a stack
             rbp = saved
         return frames
+
+    def _real_return(self, ip: int, frame: int) -> int:
+        """Where a function goes back to whose return address, at ``frame``, may be hooked."""
+        hook = self.image.function_at(ip)
+        if hook is None or hook.name != "return_to_handler" or hook.address != ip:
+            return ip
+        nodes = self.read("ftrace_ret_stacks") if self.image.elf is not None else 0
+        return saved_return(self.machine.memory, nodes, frame) or ip

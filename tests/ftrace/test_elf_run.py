@@ -6,9 +6,10 @@ import re
 
 import pytest
 
-from dynftrace_emu.errors import ImageError, OptionError
+from dynftrace_emu.errors import GuestFault, ImageError, OptionError
 from dynftrace_emu.ftrace.options import EngineName, RunOptions
 from dynftrace_emu.ftrace.run import Run
+from dynftrace_emu.kernel.crash import crash_report
 from dynftrace_emu.machine.engine import RunEnd
 from dynftrace_emu.machine.native_hook import why_no_native_hooks
 from dynftrace_emu.tracefs.controls import Controls
@@ -432,3 +433,32 @@ def test_functions_that_return_by_iret_have_no_return_to_hook(tmp_path, tracer, 
 def test_the_function_tracer_shows_what_returns_by_iret(tmp_path):
     run = execute(compile_c(tmp_path, HANDLERS, "-pg"), set=("current_tracer=function",))
     assert [name for name, _ in calls_shown(run)].count("on_int") == 3
+
+
+CRASHES = """
+__attribute__((noinline)) int crash(volatile int *p) { return *p + 1; }
+__attribute__((noinline)) int mid(volatile int *p) { return crash(p) * 2; }
+__attribute__((noinline)) int tail(volatile int *p) { return mid(p); }
+int main(void) { return tail((int *)0x10) + 3; }
+"""
+
+
+def call_trace(path, *writes):
+    """The functions and offsets of a crash report's call trace."""
+    run = Run(RunOptions(str(path), set=writes))
+    Controls(run)
+    with pytest.raises(GuestFault) as caught:
+        run.execute()
+    report = crash_report(run.kernel, caught.value, ())
+    return re.findall(r"\] (\S+)", report.split("Call trace:")[1].split("Code:")[0])
+
+
+@pytest.mark.parametrize("style", ["mcount", "fentry"])
+@pytest.mark.parametrize("flags", ["", "-foptimize-sibling-calls"])
+def test_a_crash_shows_where_hooked_functions_return_to(tmp_path, style, flags):
+    """As without the tracer (Linux: ftrace_graph_ret_addr), tail calls included."""
+    path = compile_c(tmp_path, CRASHES, f"{STYLES[style]} -fno-omit-frame-pointer {flags}")
+    plain = call_trace(path)
+    assert [name.split("+")[0] for name in plain][:2] == ["crash", "mid"]
+    assert call_trace(path, "current_tracer=function_graph") == plain
+    assert call_trace(path, "function_profile_enabled=1") == plain
