@@ -130,6 +130,14 @@ class Tracing:
             return np.zeros(0, dtype=np.uint64)
         return self.dynamic.arch.good_sites()
 
+    @property
+    def why_nothing(self) -> str:
+        """Why there is no ftrace in an image that a person may have meant to trace; else empty."""
+        image = self.kernel.image
+        if self.ftrace is not None or image.elf is None:
+            return ""
+        return f": {image.name} has no call site that can be traced"
+
     def name(self, address: int) -> str:
         """The function an address is in."""
         function = self.kernel.image.function_at(address)

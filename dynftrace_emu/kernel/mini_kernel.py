@@ -43,6 +43,11 @@ BUILTIN_IMAGES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 """Built-in names, and what each defines beyond its variant."""
 
 _NAMES = ", ".join([*BUILTIN_IMAGES, "synthetic:N"])
+_SOURCES = {
+    ".c": "gcc -pg -c",
+    **dict.fromkeys((".cc", ".cpp", ".cxx", ".C"), "g++ -pg -c"),
+    ".rs": "rustc --emit=obj",
+}
 _MAX_FILE = 256 << 20
 _WORKLOAD_PREFIX = "workload_list_"
 
@@ -84,6 +89,10 @@ def load_image(argument: str, variant: str = "dynamic") -> KernelImage:
     data = _read(argument)
     if data.startswith(ELF_MAGIC):
         return load_elf(data, argument)
+    if not data.strip():
+        raise ImageError(f"{argument} is empty: an ELF file or assembly text is needed")
+    if (compiler := _SOURCES.get(Path(argument).suffix)) is not None:
+        raise ImageError(f"{argument} is source: compile it first ({compiler}), see docs/elf.md")
     try:
         text = data.decode().replace("\r\n", "\n")
     except UnicodeDecodeError:

@@ -38,8 +38,8 @@ def saved_return(memory: GuestMemory, nodes: int, frame: int) -> int | None:
         return None
     for address in range(region.address, region.end, RET_STACK_BYTES):
         depth = min(int(memory.view(address, RET_STACK.dtype)[0]["depth"]), RET_STACK_ENTRIES)
-        entries = memory.view(address + RET_STACK.size, RET_ENTRY.dtype, depth) if depth else []
-        found = np.flatnonzero(entries["frame"] == frame) if depth else []
+        entries = memory.view(address + RET_STACK.size, RET_ENTRY.dtype, RET_STACK_ENTRIES)
+        found = np.flatnonzero(entries["frame"][:depth] == frame)
         if len(found):
             return int(entries[found[0]]["ret"])  # of tail calls the first: it returns for all
     return None

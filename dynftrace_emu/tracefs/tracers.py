@@ -40,7 +40,10 @@ class CurrentTracer(ControlFile):
         if tracer not in available:
             where = "" if self.array.is_global else " in an instance"
             known = ", ".join(available)
-            raise ControlFileError(errno.EINVAL, f"no tracer {tracer!r}{where}; known: {known}")
+            why = self.tracing.why_nothing if tracer in _TRACERS else ""
+            raise ControlFileError(
+                errno.EINVAL, f"no tracer {tracer!r}{where}; known: {known}{why}"
+            )
         self.tracing.set_tracer(self.array, tracer)
 
 

@@ -128,7 +128,15 @@ class TraceFs:
             return file
         if self._is_directory(name):
             raise ControlFileError(errno.EISDIR, f"{path!r} is a directory")
-        raise ControlFileError(errno.ENOENT, f"there is no control file {path!r}")
+        raise ControlFileError(errno.ENOENT, f"there is no control file {path!r}{self._why(name)}")
+
+    def _why(self, name: str) -> str:
+        tracing_files = (
+            *_GLOBAL_WITH_FTRACE, *_GLOBAL_WITH_DYNAMIC_FTRACE, *_OF_EVERY_ARRAY_WITH_FTRACE,
+            *_OF_EVERY_ARRAY_WITH_DYNAMIC_FTRACE,
+        )  # fmt: skip
+        is_known = name.startswith("trace_stat/") or name in {file.name for file in tracing_files}
+        return self.tracing.why_nothing if is_known else ""
 
     @staticmethod
     def _clean(path: str) -> str:

@@ -208,3 +208,36 @@ def test_functions_that_cannot_be_traced_are_told(cli, tmp_path):
     assert "has no call sites: compile it with -pg" in none.err
     assert none.code == few.code == 0
     assert cli("run", compile_c(tmp_path, source, "-O1"), "--tracing", "1").code == 2
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        "function_profile_enabled=1", "current_tracer=function", "stack_tracer_enabled=1",
+        "set_ftrace_filter=main", "current_tracer=function_graph",
+    ],
+)  # fmt: skip
+def test_what_cannot_be_traced_is_said_to_have_no_call_site(cli, tmp_path, write):
+    path = compile_c(tmp_path, "int main(void) { return 0; }", "")
+    result = cli("run", path, "--set", write)
+    assert result.code == 2
+    assert result.err.strip().endswith(f"{path} has no call site that can be traced")
+    unknown = cli("run", path, "--set", "no_such_file=1").err
+    assert "call site" not in unknown
+
+
+NOT_IMAGES = {"prog.c": "compile it first", "prog.cpp": "compile it first", "empty": "is empty"}
+
+
+@pytest.mark.parametrize("name", NOT_IMAGES)
+def test_what_is_no_image_is_said_to_be_what_it_is(cli, tmp_path, name):
+    path = tmp_path / name
+    path.write_text("" if name == "empty" else "int main(void) { return 0; }")
+    result = cli("run", path)
+    assert result.code == 2
+    assert NOT_IMAGES[name] in result.err
+    assert len(result.err.splitlines()) == 1
+
+
+def test_a_device_without_anything_in_it_is_empty(cli):
+    assert "/dev/null is empty" in cli("run", "/dev/null").err

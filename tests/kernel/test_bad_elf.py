@@ -303,3 +303,15 @@ def test_what_fuzzing_found_stays_fixed(samples, tmp_path, which, damage):
         )
         bases.append(pie.read_bytes())
     load_damaged(damage.apply(bases[which]))
+
+
+def test_a_constructor_outside_the_text_is_refused(tmp_path):
+    source = """
+    __attribute__((section(".init_array"), used)) static void *made[] = {(void *)0x10};
+    int main(void) { return 1; }
+    """
+    path = compile_c(tmp_path, source, "-pg")
+    with pytest.raises(
+        ImageError, match=r"entry 0 of \.init_array points to 0x10, outside the text"
+    ):
+        load_elf(path.read_bytes(), path.name)

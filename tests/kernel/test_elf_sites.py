@@ -245,3 +245,24 @@ def test_own_nops_behind_enough_of_the_compilers_are_kept(tmp_path):
     assert image.sites.style == "-fpatchable-function-entry=6"
     assert functions_of(image, image.call_sites.tolist()) == {"main", "delay"}
     assert {call.size for call in image.sites.calls} == {5}
+
+
+@pytest.mark.parametrize("flags", ["-pg -mrecord-mcount", "-pg -mfentry -mrecord-mcount"])
+def test_a_stripped_images_table_says_which_calls_to_0_are_sites(tmp_path, flags):
+    """ld was told that mcount is 0; nothing calls ``far``, which is not aligned either."""
+    source = (
+        PROGRAM
+        + "__attribute__((aligned(1))) int far(int x) { return x + g; } int (*p)(int) = far;"
+    )
+    start = START.replace(".globl mcount, __fentry__, _start", ".globl _start").replace(
+        "mcount: __fentry__: ret\\n", ""
+    )
+    zero = "-Wl,--defsym=mcount=0 -Wl,--defsym=__fentry__=0 -O2"
+    path = compile_c(tmp_path, source, f"{flags} {zero}", start=start)
+    run("strip", path)
+    image = load(path)
+    words = table_of(path, "__mcount_loc")
+    listed = {int.from_bytes(words[at : at + 8], "little") for at in range(0, len(words), 8)} - {0}
+    assert len(listed) == 4
+    assert set(image.call_sites.tolist()) == listed
+    assert image.sites.before_frame is ("-mfentry" in flags)

@@ -199,7 +199,7 @@ def load_elf(data: bytes, name: str) -> ElfImage:
         text=parts,
         own_functions=tuple(functions),
         file_entry=entry,
-        init_array=_init_array(file, memory),
+        init_array=_init_array(file, memory, text),
     )
 
 
@@ -232,14 +232,25 @@ def _entry(file: ElfFile, memory: ImageMemory, symbols: Mapping[str, Symbol]) ->
     return file.entry + file.bias
 
 
-def _init_array(file: ElfFile, memory: ImageMemory) -> tuple[int, int]:
+def _init_array(file: ElfFile, memory: ImageMemory, text: ElfText) -> tuple[int, int]:
+    """Address and size of the table of constructors.
+
+    :raises ImageError: it is none, or lists what is no code.
+    """
     arrays = [s for s in file.sections if s.kind == "SHT_INIT_ARRAY" and s.is_loaded]
     if not arrays:
         return 0, 0
     start = min(section.address for section in arrays) + file.bias
     end = max(section.address + section.size for section in arrays) + file.bias
-    if end - start != sum(section.size for section in arrays) or memory.read(start, 8) is None:
+    table = memory.read(start, end - start)
+    whole = end - start == sum(section.size for section in arrays)
+    if table is None or len(table) % 8 or not whole:
         raise ImageError(f"{file.name}: .init_array at {start:#x} is not one table in memory")
+    for number, address in enumerate(np.frombuffer(table, "<u8").tolist()):
+        if text.part_at(address) is None:
+            raise ImageError(
+                f"{file.name}: entry {number} of .init_array points to {address:#x}, outside the text"
+            )
     return start, end - start
 
 

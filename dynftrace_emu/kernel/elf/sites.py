@@ -175,7 +175,7 @@ def _recorded(
     by_site = {call.start: call for call in calls}
     listed: list[Call] = []
     for number, address in enumerate(entries.tolist()):
-        call = by_site.get(address) or _nop5(text, address)
+        call = by_site.get(address) or _nop5(text, address) or _known_call(text, address, targets)
         if call is None:
             raise ImageError(
                 f"{text.name}: entry {number} of {MCOUNT_LOC} {_what_is_there(text, address)}; it "
@@ -194,6 +194,12 @@ def _recorded(
     table = SiteTable(MCOUNT_LOC, len(entries), tuple(sorted(listed_sites)))
     others = tuple(call.site for call in unlisted)
     return CallSites(style, before, tuple(both), table, (), guessed, others)
+
+
+def _known_call(text: ElfText, address: int, targets: Mapping[int, object]) -> Call | None:
+    """A call to mcount, also where only the table says so: one to address 0 in a stripped image."""
+    call = direct_calls(text, address)
+    return call if call is not None and call.target in targets else None
 
 
 def _nop5(text: ElfText, address: int) -> Call | None:
