@@ -196,6 +196,7 @@ def _named(function: str | None, source: str) -> str:
     from dynftrace_emu.kernel.debug.demangle import demangle
 
     name = "?" if function is None else demangle(function)
+    name += f"  [{function}]" if function not in (None, name) else ""
     return f"{name}  ({source})" if source else name
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,9 +15,12 @@ import numpy as np
 from dynftrace_emu.errors import ControlFileError
 from dynftrace_emu.ftrace.glob import glob_match, is_plain
 from dynftrace_emu.ftrace.probes import UNLIMITED, FunctionProbe
+from dynftrace_emu.kernel.debug.demangle import spellings
 from dynftrace_emu.kernel.structs import ProbeKind
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from dynftrace_emu.ftrace.trace_array import TraceArray
@@ -26,6 +30,7 @@ __all__ = ["choose", "matching_sites", "parse_filter"]
 
 _LONGEST_NUMBER = 20
 _ONCE = (ProbeKind.DUMP, ProbeKind.CPUDUMP)
+_COLON = re.compile("(?<!:):(?!:)")  # not one of the two in a name of C++
 _COMMANDS = {kind.name.lower(): kind for kind in ProbeKind}
 
 
@@ -50,7 +55,7 @@ def matching_sites(tracing: Tracing, pattern: str) -> NDArray[np.uint64]:
         return available[index - 1 : index]
     if is_plain(pattern):
         available = _near(tracing, available, pattern)
-    match = glob_match(pattern)
+    match = _matcher(pattern)
     mask = np.fromiter(
         (match(tracing.name(site)) for site in available.tolist()), np.bool_, len(available)
     )
@@ -59,14 +64,20 @@ def matching_sites(tracing: Tracing, pattern: str) -> NDArray[np.uint64]:
     return available[mask]
 
 
+def _matcher(pattern: str) -> Callable[[str], bool]:
+    """Whether a pattern matches a function's name, or that demangled."""
+    match = glob_match(pattern)
+    return lambda name: any(map(match, spellings(name)))
+
+
 def _near(tracing: Tracing, available: NDArray[np.uint64], name: str) -> NDArray[np.uint64]:
     """Those of the sites that lie in the function called ``name``: a list may have thousands."""
-    symbol = tracing.kernel.image.symbols.get(name)
-    if symbol is None:
-        return available[:0]
-    bounds = np.array([symbol.address, symbol.address + symbol.size], dtype=np.uint64)
-    begin, end = np.searchsorted(available, bounds)
-    return available[begin:end]
+    near = [available[:0]]
+    for symbol in tracing.kernel.image.named(name):
+        bounds = np.array([symbol.address, symbol.address + symbol.size], dtype=np.uint64)
+        begin, end = np.searchsorted(available, bounds)
+        near.append(available[begin:end])
+    return np.concatenate(near)
 
 
 def _nothing(tracing: Tracing, pattern: str, why: str) -> ControlFileError:
@@ -74,7 +85,7 @@ def _nothing(tracing: Tracing, pattern: str, why: str) -> ControlFileError:
 
 
 def _why_nothing(tracing: Tracing, pattern: str) -> str:
-    image, match = tracing.kernel.image, glob_match(pattern)
+    image, match = tracing.kernel.image, _matcher(pattern)
     named = [function.name for function in image.functions if match(function.name)]
     if not named:
         return f"{image.name} has no such function"
@@ -119,7 +130,7 @@ def parse_filter(array: TraceArray, text: str, *, append: bool) -> Parsed:
     chosen = array.hash.filter if append else array.hash.filter[:0]
     probes = list(array.probes)
     for word in text.split():
-        if ":" in word:
+        if len(_COLON.split(word)) > 1:
             probes = _command(array, probes, word)
         else:
             chosen = _apply(array.tracing, chosen, word)
@@ -127,7 +138,7 @@ def parse_filter(array: TraceArray, text: str, *, append: bool) -> Parsed:
 
 
 def _command(array: TraceArray, probes: list[FunctionProbe], word: str) -> list[FunctionProbe]:
-    pattern, command, *rest = word.split(":")
+    pattern, command, *rest = _COLON.split(word)
     kind = _COMMANDS.get(command)
     if kind is None:
         known = ", ".join(_COMMANDS)
@@ -148,7 +159,7 @@ def _remove(
     name = kind.name.lower()
     if not any(probe.kind is kind for probe in probes):
         raise ControlFileError(errno.ENODEV, f"no function has the trigger {name}")
-    match = glob_match(pattern)
+    match = _matcher(pattern)
     kept = [p for p in probes if p.kind is not kind or not match(array.tracing.name(p.site))]
     if len(kept) == len(probes):
         raise ControlFileError(errno.EINVAL, f"no function of {pattern!r} has the trigger {name}")

@@ -51,11 +51,9 @@ class NmiCheck:
 def nmi_check(image: KernelImage, entry: str = DEFAULT_NMI_ENTRY) -> NmiCheck:
     """Walk the call graph from the NMI entry, breadth first, so the path is a shortest one.
 
-    :raises ImageError: the image has no function ``entry``.
+    :raises ImageError: the image has no code at ``entry``.
     """
-    start = image.symbols.get(entry)
-    if start is None or not start.is_function:
-        raise ImageError(f"{image.name} has no function {entry} to start the NMI check from")
+    start = _entry(image, entry)
     came_from: dict[str, str | None] = {start.name: None}
     indirect: list[int] = []
     queue = deque([start])
@@ -73,6 +71,19 @@ def nmi_check(image: KernelImage, entry: str = DEFAULT_NMI_ENTRY) -> NmiCheck:
                     came_from[callee.name] = function.name
                     queue.append(callee)
     return NmiCheck(entry, tuple(came_from), (), None, tuple(indirect))
+
+
+def _entry(image: KernelImage, name: str) -> Symbol:
+    """A function, or a label in text that nothing declares one."""
+    found = image.symbols.get(name)
+    if found is not None and found.is_function:
+        return found
+    if found is None or _segment(image, found.address) is None:
+        raise ImageError(
+            f"{image.name} has no function {name} to start the NMI check from; --nmi-entry SYMBOL "
+            "names another"
+        )
+    return Symbol(name, found.address, _end(image, found.address) - found.address, False, "")
 
 
 def _path(came_from: dict[str, str | None], last: str) -> tuple[str, ...]:
@@ -110,13 +121,16 @@ def _code_at(image: KernelImage, address: int) -> Symbol:
     function = image.function_at(address)
     if function is not None:
         return function
+    names = [name for name, symbol in image.symbols.items() if symbol.address == address]
+    size = _end(image, address) - address
+    return Symbol(names[0] if names else f"{address:#x}", address, size, False, "")
+
+
+def _end(image: KernelImage, address: int) -> int:
+    """Where the next function begins, or the text ends."""
     segment = _segment(image, address)
     limit = segment.address + len(segment.data) if segment else address
-    end = min((f.address for f in image.functions if f.address > address), default=limit)
-    names = [name for name, symbol in image.symbols.items() if symbol.address == address]
-    return Symbol(
-        names[0] if names else f"{address:#x}", address, min(end, limit) - address, False, ""
-    )
+    return min([limit, *(f.address for f in image.functions if f.address > address)])
 
 
 def _segment(image: KernelImage, address: int) -> Segment | None:

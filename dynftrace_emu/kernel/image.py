@@ -13,7 +13,7 @@ import numpy as np
 
 from dynftrace_emu.errors import ImageError
 from dynftrace_emu.kernel.assembler import TEXT_SECTIONS, Assembled, assemble
-from dynftrace_emu.kernel.debug.demangle import demangle
+from dynftrace_emu.kernel.debug.demangle import demangle, spellings
 from dynftrace_emu.kernel.debug.source import SourceFrame, SourceLine, where_text
 from dynftrace_emu.kernel.disassembly import TextScan, scan_text
 from dynftrace_emu.kernel.structs import PCPU, asm_offsets
@@ -163,6 +163,21 @@ class KernelImage:
         """All functions, by address."""
         found = [s for s in self.symbols.values() if s.is_function]
         return sorted(found, key=lambda s: s.address)
+
+    def named(self, name: str) -> list[Symbol]:
+        """All that ``name`` may mean, by address: a symbol, or a function's name demangled."""
+        found = {function.address: function for function in self._by_spelling.get(name, ())}
+        if (symbol := self.symbols.get(name)) is not None:
+            found.setdefault(symbol.address, symbol)
+        return [found[address] for address in sorted(found)]
+
+    @cached_property
+    def _by_spelling(self) -> dict[str, list[Symbol]]:
+        found: dict[str, list[Symbol]] = {}
+        for function in self.functions:
+            for name in spellings(function.name):
+                found.setdefault(name, []).append(function)
+        return found
 
     @property
     def named_code(self) -> list[Symbol]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from dynftrace_emu.kernel.debug.demangle import demangle
+
 if TYPE_CHECKING:
     from dynftrace_emu.ftrace.trace_array import TraceArray
 
@@ -24,7 +26,7 @@ class SymbolNames:
         function = self._image.function_at(address)
         if function is None:
             return None
-        return function.name, address - function.address, function.size
+        return demangle(function.name), address - function.address, function.size
 
     def comm(self, pid: int) -> str:
         """A task's name."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dynftrace_emu.export.text_graph import graph_duration
+from dynftrace_emu.kernel.debug.demangle import demangle
 from dynftrace_emu.tracefs.buffers import CpuFile
 from dynftrace_emu.tracefs.control_file import ControlFile, parse_bool, parse_number
 
@@ -53,7 +54,7 @@ class FunctionStat(CpuFile):
 
     def _line(self, row: ProfileRow) -> str:
         columns = (row.time, int(row.average), int(row.variance) // 1000)
-        name = self.tracing.name(row.site)
+        name = demangle(self.tracing.name(row.site))
         return f"  {name:<30.30}  {row.hits:>10}    " + "    ".join(map(graph_duration, columns))
 
 

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from tests.elf_builds import STYLES, compile_c, run
+from tests.elf_builds import BARE, STYLES, compile_c, run
+from tests.kernel.compiled import need
 from tests.kernel.elf_mutations import fields
 
 
@@ -241,3 +242,112 @@ def test_what_is_no_image_is_said_to_be_what_it_is(cli, tmp_path, name):
 
 def test_a_device_without_anything_in_it_is_empty(cli):
     assert "/dev/null is empty" in cli("run", "/dev/null").err
+
+
+CPP = """
+namespace ns {
+template <class T> struct V {
+    T a;
+    __attribute__((noinline)) T get(int k) const { return a + k; }
+};
+__attribute__((noinline)) int twice(int x) { return 2 * x; }
+namespace { __attribute__((noinline)) int hidden(int x) { return x + 1; } }
+__attribute__((noinline)) int calls(int x) { return hidden(x); }
+}
+__attribute__((noinline)) int use(ns::V<int> *v) { return v->get(2) + ns::twice(5); }
+ns::V<int> v = {7};
+int main() { return use(&v) + ns::calls(1); }
+"""
+
+
+@pytest.fixture
+def cpp(tmp_path):
+    need("g++")
+    bare = [
+        flag
+        for flag in BARE.split()
+        if flag != "-static" and "Wl" not in flag and "std" not in flag
+    ]
+    (tmp_path / "cpp.cpp").write_text(CPP)
+    run("g++", *bare, "-O2", "-pg", "-c", "-o", tmp_path / "cpp.o", tmp_path / "cpp.cpp")
+    return tmp_path / "cpp.o"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "named"),
+    [
+        ("ns::*", {"get", "twice", "calls", "hidden"}),
+        ("use(ns::V<int>*)", {"use"}),
+        ("use", {"use"}),
+        ("ns::V<int>::get", {"get"}),
+        ("ns::twice(int)", {"twice"}),
+        ("_ZN2ns5twiceEi", {"twice"}),
+        ("*hidden", {"hidden"}),
+    ],
+)
+def test_functions_of_cpp_are_chosen_by_either_name(cli, cpp, pattern, named):
+    writes = ("--set", f"set_ftrace_filter={pattern}", "--set", "current_tracer=function")
+    result = cli("run", cpp, *writes, "--show", "trace")
+    assert result.code == 0
+    calls = [line.split(": ", 1)[1] for line in result.out.splitlines() if " <-" in line]
+    short = {call.split(" <-")[0].split("(int)")[0].split("(ns::V")[0] for call in calls}
+    assert {name.split("::")[-1].split("(")[0] for name in short} == named
+    assert all("_Z" not in call for call in calls)
+
+
+def test_a_trigger_on_a_function_of_cpp_is_told_from_its_name(cli, cpp):
+    writes = ("--set", "set_ftrace_filter=ns::twice:traceoff", "--show", "set_ftrace_filter")
+    assert "_ZN2ns5twiceEi:traceoff:unlimited" in cli("run", cpp, *writes).out
+
+
+def test_functions_of_cpp_are_called_by_either_name(cli, cpp):
+    for name in ("ns::twice", "_ZN2ns5twiceEi"):
+        assert f"{name}(21) = 42 " in cli("run", cpp, "--call", f"{name}(21)").out
+    wrong = cli("run", cpp, "--call", "ns::thrice(21)")
+    assert wrong.code == 2
+    assert "mangled name does, which `inspect` shows" in wrong.err
+    assert "ns::twice(int)  [_ZN2ns5twiceEi]" in cli("inspect", cpp).out
+
+
+STATICS = {
+    "a.c": "static int __attribute__((noinline)) same(int x) { return x + 1; }\n"
+    "int a(int x) { return same(x); }",
+    "b.c": "static int __attribute__((noinline)) same(int x) { return x + 2; }\n"
+    "int a(int); int main(void) { return same(1) + a(1); }",
+}
+
+
+def test_of_functions_with_one_name_none_is_taken_silently(cli, tmp_path):
+    bare = [flag for flag in BARE.split() if flag != "-static" and "Wl" not in flag]
+    for name, text in STATICS.items():
+        (tmp_path / name).write_text(text)
+    path = tmp_path / "both.o"
+    run("gcc", *bare, "-pg", "-r", "-o", path, *(tmp_path / name for name in STATICS))
+    for option in ("--call", "--entry"):
+        result = cli("run", path, option, "same")
+        assert result.code == 2
+        assert "has 2 functions called same" in result.err
+        assert "a.c:1" in result.err
+        assert "b.c:1" in result.err
+    addresses = [word for word in result.err.split() if word.startswith("0x")]
+    results = {cli("run", path, "--call", f"{a}(5)").out.split(" = ")[1][0] for a in addresses}
+    assert results == {"6", "7"}
+    both = cli(
+        "run", path, "--set", "set_ftrace_filter=same", "--show", "set_ftrace_filter"
+    )  # as in Linux
+    assert both.out.splitlines().count("same") == 2
+
+
+def test_the_nmi_check_begins_at_any_label_and_says_how_to_name_it(cli, tmp_path):
+    asm = """
+    int traced(void) { return 1; }
+    __asm__(".text\\nnmi_label: call traced\\niretq");
+    int main(void) { return 0; }
+    """
+    path = compile_c(tmp_path, asm, "-pg")
+    missing = cli("inspect", path, "--nmi-check")
+    assert missing.code == 2
+    assert "--nmi-entry SYMBOL" in missing.err
+    found = cli("inspect", path, "--nmi-check", "--nmi-entry", "nmi_label")
+    assert found.code == 1
+    assert "nmi_label\n  traced\n    mcount" in found.out

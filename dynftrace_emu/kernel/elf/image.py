@@ -249,7 +249,8 @@ def _init_array(file: ElfFile, memory: ImageMemory, text: ElfText) -> tuple[int,
     for number, address in enumerate(np.frombuffer(table, "<u8").tolist()):
         if text.part_at(address) is None:
             raise ImageError(
-                f"{file.name}: entry {number} of .init_array points to {address:#x}, outside the text"
+                f"{file.name}: entry {number} of .init_array points to {address:#x}, "
+                "outside the text"
             )
     return start, end - start
 

@@ -178,14 +178,27 @@ def _secondary(image: ElfImage, symbol: str | None) -> int | None:
 
 def _text_address(image: ElfImage, option: str, name: str) -> int:
     """Of a symbol in text, or a number."""
-    symbol = image.symbols.get(name)
-    if symbol is not None:
-        address = symbol.address
+    found = image.named(name)
+    if len(found) > 1:
+        places = (f"{f.address:#x} {image.source_line(f.address)}".strip() for f in found)
+        raise OptionError(
+            f"{option}: {image.name} has {len(found)} functions called {name}; give the address of "
+            f"one: {', '.join(places)}"
+        )
+    if found:
+        address = found[0].address
     else:
         try:
             address = int(name, 0)
         except ValueError:
-            raise OptionError(f"{option}: {image.name} has no function {name}") from None
+            raise OptionError(
+                f"{option}: {image.name} has no function {name}{_hint(name)}"
+            ) from None
     if not any(part <= address < part + len(data) for part, data in image.text):
         raise OptionError(f"{option}: {name} is not in {image.name}'s text")
     return address
+
+
+def _hint(name: str) -> str:
+    """For names that C++ and Rust mangle."""
+    return " (its mangled name does, which `inspect` shows)" if set(name) & set(":<") else ""
