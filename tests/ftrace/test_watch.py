@@ -8,7 +8,7 @@ import pytest
 
 from dynftrace_emu.errors import OptionError
 from dynftrace_emu.ftrace.watch import Watch
-from tests.ftrace.invariants import call_bytes, traced_bytes
+from tests.ftrace.invariants import NOP5, call_bytes, traced_bytes
 from tests.ftrace.tiny_kernel import own_hash_long
 
 
@@ -95,7 +95,7 @@ def test_a_site_whose_bytes_are_not_as_expected_says_so(make_run) -> None:
 
     def spoil(event) -> None:
         if getattr(event, "ip", None) == site + 5:
-            run.machine.memory.write(site, call_bytes(run, site)[:4] + b"\x00")
+            run.machine.memory.write(site, NOP5)  # it may be executed, too
 
     run.observe(spoil)
     run.execute()
